@@ -1,0 +1,3 @@
+"""Shell scripts as a service over SSH."""
+
+__version__ = "0.1.0"

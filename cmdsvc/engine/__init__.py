@@ -1,0 +1,122 @@
+"""What builds layers and runs sandboxes: the protocol, and the table of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cmdsvc.model import Limits, Network, Terminal
+from cmdsvc.recipe import Recipe
+from cmdsvc.relay import Job
+
+Progress = Callable[[str], None]
+"""Takes one line (no line break) of what a build or a fetch is doing; returns at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """All that an engine needs for one run, and nothing of who asked for it.
+
+    `argv` is what is executed: its first member is `model.SCRIPT_PATH` where there is a `script`,
+    else a program (absolute, or looked up on the image's PATH, `model.SEARCH_PATH`). Arguments
+    and environment are bytes of any value but NUL; `env` is the whole environment.
+    """
+
+    run_id: str
+    recipe: Recipe
+    argv: tuple[bytes, ...]
+    script: bytes | None
+    env: Mapping[bytes, bytes]
+    limits: Limits
+    network: Network
+    terminal: Terminal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where bases and packages come from, as the operator has set it."""
+
+    bases: Mapping[str, str]
+    """Base name to an image reference ("alpine", "docker.io/library/debian:12-slim"), or a root
+    file-system tarball by absolute path or URL (what ends in .tar, .tar.gz, .tgz, .tar.xz, .tar.zst)."""
+    alpine_mirrors: tuple[str, ...] = ()
+    """Full repository URLs that replace the base's own; none: the base's own."""
+    apk_keys: Path | None = None
+    """A folder of public keys (*.rsa.pub) added to the base's."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    data_dir: Path
+    """The engine's own folder, below the service's data folder; may lie where only root can go."""
+    instance: str
+    """Names this service among others on the same machine or Docker engine, over restarts."""
+    sources: Sources
+    limits: Limits
+    """Of a run by default, and never exceeded by an invocation's."""
+    build_timeout: float = 300.0
+    """Seconds."""
+    docker_runtime: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `cmdsvc check`. `level` is "ok", "warning" or "error"; `hint` says what to do."""
+
+    level: str
+    what: str
+    hint: str = ""
+
+
+class Engine(Protocol):
+    """Builds package layers and runs sandboxes. Made closed: `open` comes first, `aclose` last.
+
+    Errors: EngineError (125) when the engine itself fails or cannot be reached; from `build` and
+    `pull` also DataError (65: the recipe cannot be had, in the package manager's words) and
+    BusyError (75: a source cannot be reached, or the time limit is over). Nothing half-made is
+    left behind by what fails or is cancelled.
+    """
+
+    name: str
+
+    @property
+    def networks(self) -> frozenset[Network]:
+        """What it can give exactly, known after `open`."""
+        ...
+
+    async def open(self) -> None:
+        """Makes it ready, and removes what a dead server of the same instance left behind."""
+        ...
+
+    async def aclose(self) -> None:
+        """Ends every run, finishes what goes on in the background. Repeatable."""
+        ...
+
+    async def check(self) -> list[Finding]:
+        """What is in force and what is wrong, in words for the operator; works while closed."""
+        ...
+
+    async def pull(self, base: str, tag: str, progress: Progress) -> None:
+        """Fetches a base, again where it is here already."""
+        ...
+
+    async def has(self, recipe: Recipe) -> bool:
+        """Whether the layer is here. Cheap: it is asked before every run."""
+        ...
+
+    async def build(self, recipe: Recipe, progress: Progress) -> None:
+        """Makes the layer, fetching its base where it is missing. Done already: returns at once.
+
+        Safe when called twice at once for one recipe.
+        """
+        ...
+
+    async def start(self, invocation: Invocation) -> Job:
+        """Begins a run in a sandbox of its own.
+
+        A program that is not there or cannot be executed is the Outcome 127 or 126. A layer that
+        is not here is a LookupError.
+        """
+        ...

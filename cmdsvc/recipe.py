@@ -1,0 +1,29 @@
+"""From a script to what has to be built for it; pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A package layer: a base, and what its package manager adds to it.
+
+    `source` is where the operator has the base from (an image reference, a tarball's path or
+    URL): another one makes another layer. `packages` are sorted and without doubles, as the
+    package manager spells them. Two scripts with equal recipes share one layer.
+    """
+
+    base: str
+    tag: str
+    """As the script has it, "" where it names none."""
+    packages: tuple[str, ...]
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits that name this layer, the same on every machine."""
+        fields = [self.base, self.tag, self.source, *self.packages]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""Bytes between who asked and what runs.
+
+A `Caller` is whoever asked for a run: an SSH channel, later an HTTP request or a stored delivery,
+in tests a test. A `Job` is what runs: a container or a sandbox. `relay` joins the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Protocol
+
+from cmdsvc.model import Outcome, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """`name` is a POSIX signal's without SIG, as RFC 4254 section 6.9 writes it: INT, TERM ..."""
+
+    name: str
+
+
+Event = Resize | Signal
+
+
+class CallerGone(Exception):  # noqa: N818 - a state of the other side, not an error
+    """The caller went away before the end: what it asked for is to be stopped."""
+
+
+class Caller(Protocol):
+    """Who asked. The three methods are used by one task each, at the same time."""
+
+    def stdin(self) -> AsyncIterator[bytes]:
+        """What the caller sends; ends at its end of file, raises CallerGone if it leaves instead.
+
+        No more is taken from the caller than is asked for here, but for a bounded buffer.
+        """
+        ...
+
+    def events(self) -> AsyncIterator[Event]:
+        """What else the caller wants, never held up by unread stdin. Raises CallerGone."""
+        ...
+
+    async def write(self, fd: int, data: bytes) -> None:
+        """Sends to the caller's stdout (1) or stderr (2), waiting for room. Raises CallerGone."""
+        ...
+
+
+class Job(Protocol):
+    """One run in its sandbox. Every method may be called in any state and `aclose` repeatedly.
+
+    `send` and `output` may wait for the program; nothing else does. After the program's end
+    `send`, `send_eof`, `resize` and `signal` do nothing.
+    """
+
+    async def send(self, data: bytes) -> None:
+        """Gives bytes to the program's stdin, waiting for room; dropped when it does not read."""
+        ...
+
+    async def send_eof(self) -> None:
+        """Ends the program's stdin; its output goes on."""
+        ...
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Tells the terminal's new size; nothing without a terminal."""
+        ...
+
+    async def signal(self, name: str) -> None:
+        """Sends a signal (name without SIG) to the program and its process group.
+
+        A name that is unknown is ignored.
+        """
+        ...
+
+    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        """(1 or 2, bytes) until the program has ended and all that it wrote was given.
+
+        With a terminal all is 1. Unread output stops the program (back-pressure), with bounded
+        memory. To be iterated once.
+        """
+        ...
+
+    async def wait(self) -> Outcome:
+        """How the program ended; to be awaited after `output` ended (or after `aclose`).
+
+        Raises EngineError when the engine lost the run.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Kills what still runs, removes the sandbox with all that it held; after it nothing is left.
+
+        Tear-down that the caller need not wait for may go on in the background of the engine,
+        which finishes it before the engine's own `aclose` returns; processes are dead on return.
+        """
+        ...
+
+
+async def relay(caller: Caller, job: Job, *, timeout: float) -> Outcome:  # noqa: ASYNC109
+    """Runs `job` for `caller` to its end, for at most `timeout` seconds; the job is closed by then.
+
+    A caller that leaves and a time limit end the job; both are told in the Outcome. EngineError
+    passes through.
+    """
+
+    async def upstream() -> None:
+        async for data in caller.stdin():
+            await job.send(data)
+        await job.send_eof()
+
+    async def control() -> None:
+        async for event in caller.events():
+            match event:
+                case Resize(columns, rows):
+                    await job.resize(columns, rows)
+                case Signal(name):
+                    await job.signal(name)
+
+    async def downstream() -> Outcome:
+        async for fd, data in job.output():
+            await caller.write(fd, data)
+        return await job.wait()
+
+    try:
+        async with asyncio.timeout(timeout):
+            return await _first(downstream(), upstream(), control())
+    except CallerGone:
+        return Outcome(129, Reason.HANGUP, "the caller went away")
+    except TimeoutError:
+        return Outcome(124, Reason.TIMEOUT, f"timed out after {timeout:g} s")
+    finally:
+        await job.aclose()
+
+
+async def _first(
+    leading: Coroutine[None, None, Outcome], *others: Coroutine[None, None, None]
+) -> Outcome:
+    """The result of `leading`; the others are ended with it, and what they raise ends it too."""
+    lead = asyncio.ensure_future(leading)
+    tasks = {lead, *map(asyncio.ensure_future, others)}
+    pending = tasks
+    try:
+        while not lead.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        return lead.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
