@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from cmdsvc.script import Script
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +30,15 @@ class Recipe:
         """64 hexadecimal digits that name this layer, the same on every machine."""
         fields = [self.base, self.tag, self.source, *self.packages]
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def recipe(script: Script, sources: Mapping[str, str]) -> Recipe:
+    """What has to be built for `script`. `sources` has every base that it was parsed with."""
+    packages = tuple(sorted(set(script.packages)))
+    return Recipe(script.base, script.tag, packages, sources[script.base])
+
+
+def render(recipe: Recipe) -> str:
+    """The `#!cmd` line that asks for `recipe`, without a line break."""
+    base = f"{recipe.base}:{recipe.tag}" if recipe.tag else recipe.base
+    return " ".join(["#!cmd", base, *recipe.packages])

@@ -59,6 +59,8 @@ class EngineSettings:
     build_timeout: float = 300.0
     """Seconds."""
     docker_runtime: str | None = None
+    network_allow: tuple[str, ...] = ()
+    """ADDRESS or ADDRESS:PORT (IPv4) that runs may reach although it is not of the Internet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +121,8 @@ class Engine(Protocol):
         A program that is not there or cannot be executed is the Outcome 127 or 126. A layer that
         is not here is a LookupError.
         """
+        ...
+
+    async def purge(self) -> None:
+        """Removes every layer and base that this instance made, after which it is as new."""
         ...

@@ -1,0 +1,5 @@
+#!cmd alpine jq
+#!jq
+# /// cmd
+# description = "Filter JSON on stdin: jq FILTER < FILE"
+# ///

@@ -1,0 +1,116 @@
+"""`cmdsvc check`: what is in force, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cmdsvc import app, config
+from cmdsvc.config import Settings, split_address
+from cmdsvc.engine import Finding
+from cmdsvc.errors import CmdError, UsageError
+from cmdsvc.ssh.keys import read_user_keys
+
+LATER = frozenset({"http_listen"})
+
+
+async def check() -> int:
+    """Prints the settings and the findings; 0 where nothing is an error, else 1."""
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        settings = config.load()
+    except UsageError as error:
+        _print(console, [Finding("error", error.what, error.hint)])
+        return 1
+    table = Table("setting", "in force", box=None)
+    for name, value in settings.model_dump().items():
+        table.add_row(f"{config.PREFIX}{name.upper()}", str(value))
+    console.print(table)
+    findings = [*_unknown(), *_keys(settings), *_port(settings), *await _engine(settings)]
+    _print(console, findings)
+    return int(any(f.level == "error" for f in findings))
+
+
+def _print(console: Console, findings: list[Finding]) -> None:
+    for f in findings:
+        console.print(f"{f.level:<8}{f.what}{f'; {f.hint}' if f.hint else ''}", markup=False)
+
+
+def _unknown() -> list[Finding]:
+    known = {f"{config.PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return [
+        Finding("warning", f"{name} is not a setting", "mind the spelling")
+        for name in sorted(os.environ)
+        if name.startswith(config.PREFIX) and name not in known
+    ]
+
+
+def _keys(settings: Settings) -> list[Finding]:
+    findings = []
+    users = sorted((settings.keys_dir / "users").glob("*.pub"))
+    count = sum(len(read_user_keys(path)) for path in users)
+    if count:
+        findings.append(Finding("ok", f"{count} keys of {len(users)} users"))
+    else:
+        findings.append(
+            Finding("warning", "nobody can log in", "cmdsvc user add NAME PUBLIC_KEY_FILE")
+        )
+    key = settings.keys_dir / "ssh_host_ed25519_key"
+    if not key.exists():
+        findings.append(Finding("ok", "the host key will be made at the first start"))
+    elif stat.S_IMODE(key.stat().st_mode) & 0o077:
+        findings.append(Finding("error", f"others can read {key}", f"chmod 600 {key}"))
+    else:
+        findings.append(Finding("ok", f"host key {key}"))
+    return findings
+
+
+def _port(settings: Settings) -> list[Finding]:
+    if _running(settings.data_dir):
+        return [Finding("ok", f"a server runs on {settings.data_dir}")]
+    host, port = split_address(settings.ssh_listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError as error:
+            return [
+                Finding(
+                    "error",
+                    f"cannot listen on {settings.ssh_listen}: {error.strerror}",
+                    "set CMDSVC_SSH_LISTEN to a free address",
+                )
+            ]
+    return [Finding("ok", f"can listen on {settings.ssh_listen}")]
+
+
+def _running(data_dir: Path) -> bool:
+    try:
+        with app.lock(data_dir):
+            return False
+    except CmdError:
+        return True
+
+
+async def _engine(settings: Settings) -> list[Finding]:
+    made = app.engine_settings(settings)
+    findings: list[Finding] = []
+    names = ("docker", "bubblewrap") if settings.engine == "auto" else (settings.engine,)
+    for name in names:
+        engine = app.make_engine(name, made)
+        try:
+            found = await engine.check()
+        finally:
+            await engine.aclose()
+        broken = [f for f in found if f.level == "error"]
+        if broken and name != names[-1]:
+            findings.append(Finding("ok", f"{name} is not used: {broken[0].what}"))
+            continue
+        return [*findings, Finding("ok", f"engine {name}"), *found]
+    return findings

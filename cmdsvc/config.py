@@ -1,0 +1,178 @@
+"""The operator's settings: environment variables `CMDSVC_*`, or the same keys in `cmdsvc.toml`.
+
+The environment wins. Only `app` and `cli` read this; everything else is given values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from cmdsvc.errors import UsageError
+from cmdsvc.model import Limits, valid_name
+from cmdsvc.script import parse_duration, parse_size
+
+PREFIX = "CMDSVC_"
+FILE = "cmdsvc.toml"
+
+
+def _words(value: Any) -> Any:
+    return (
+        tuple(filter(None, (w.strip() for w in value.split(","))))
+        if isinstance(value, str)
+        else value
+    )
+
+
+def _user_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not valid_name(name):
+            raise ValueError(f"{name!r} is not a user name")
+    return names
+
+
+def _destinations(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        address, _, port = word.partition(":")
+        IPv4Address(address)
+        if ":" in word and not (port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"{word!r}: write ADDRESS or ADDRESS:PORT")
+    return words
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("write HOST:PORT, such as 127.0.0.1:2222 or [::]:22")
+    return text
+
+
+Duration = Annotated[float, BeforeValidator(lambda v: parse_duration(str(v))), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(lambda v: parse_size(str(v))), Field(gt=0)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Names = Annotated[Words, AfterValidator(_user_names)]
+Destinations = Annotated[Words, AfterValidator(_destinations)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class Settings(BaseSettings):
+    """What is in force. Durations are seconds, sizes are bytes; both may be written "10m", "512M"."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, toml_file=FILE, frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    ssh_listen: Address = "127.0.0.1:2222"
+    data_dir: Path = Path("var")
+    keys_dir: Path = Path("keys")
+    database_url: str | None = None
+    engine: Literal["auto", "docker", "bubblewrap"] = "auto"
+    operators: Names = ()
+    log: Literal["text", "json"] = "text"
+
+    base_alpine: str = "alpine"
+    base_debian: str = "debian"
+    base_ubuntu: str = "ubuntu"
+    alpine_mirror: str = ""
+    apk_keys: Path | None = None
+    docker_runtime: str | None = None
+    network_allow: Destinations = ()
+
+    timeout: Duration = 600.0
+    memory: Size = 512 << 20
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    pids: Annotated[int, Field(gt=0, le=1 << 22)] = 256
+    disk: Size = 512 << 20
+
+    max_runs: Annotated[int, Field(gt=0)] = 100
+    max_runs_per_user: Annotated[int, Field(gt=0)] = 50
+    max_source: Size = 1 << 20
+    max_connections: Annotated[int, Field(gt=0)] = 1000
+    """TCP connections at once, of whom at most a tenth (but 20) may be before the login's end."""
+    login_timeout: Duration = 30.0
+    build_timeout: Duration = 300.0
+    drain: Duration = 30.0
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.timeout, self.memory, self.cpus, self.pids, self.disk)
+
+    @property
+    def bases(self) -> dict[str, str]:
+        return {
+            "alpine": self.base_alpine,
+            "debian": self.base_debian,
+            "ubuntu": self.base_ubuntu,
+        }
+
+    @property
+    def alpine_mirrors(self) -> tuple[str, ...]:
+        """Repository URLs: one URL stands for its `main` and `community`, several for themselves."""
+        urls = self.alpine_mirror.split()
+        if len(urls) == 1:
+            return tuple(f"{urls[0].rstrip('/')}/{part}" for part in ("main", "community"))
+        return tuple(urls)
+
+    @property
+    def url(self) -> str:
+        """The database's, by default a file in the data folder."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute()}/cmdsvc.db"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def load() -> Settings:
+    """The settings in force. UsageError names what is wrong, each variable by its name."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{PREFIX}{'_'.join(str(part) for part in e['loc']).upper()}: "
+            f"{e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise UsageError(wrong, "see docs/operating.md, or `cmdsvc check`") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{FILE} cannot be read: {error}", "mend it or remove it") from None
+
+
+def add_operator(settings: Settings, name: str) -> str:
+    """Puts `name` among the operators in `cmdsvc.toml`; returns what was done, in words."""
+    if name in settings.operators:
+        return f"{name} is an operator already"
+    line = f"operators = {json.dumps([*settings.operators, name])}\n"
+    if os.environ.get(f"{PREFIX}OPERATORS"):
+        return f"set {PREFIX}OPERATORS={','.join([*settings.operators, name])}: it is set, and wins over {FILE}"
+    path = Path(FILE)
+    text = path.read_text() if path.exists() else ""
+    kept = re.sub(r"(?m)^operators\s*=\s*\[[^\]]*\]\s*\n?", "", text)
+    path.write_text(line + kept)
+    return f"{name} is an operator, by {FILE}; restart the server"

@@ -1,0 +1,398 @@
+"""A small client of the Docker Engine's HTTP API on the event loop, for the road of a run.
+
+Hosts are spelled as for the Docker command line: unix://PATH, tcp://HOST:PORT, ssh://[USER@]HOST.
+Every request is bounded in time and in the size of its answer; what goes wrong is an EngineError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+import h11
+
+from cmdsvc.errors import EngineError
+
+DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
+
+REQUEST_TIMEOUT: Final = 30.0
+"""Seconds for one control request, connecting included."""
+
+OLDEST_API: Final = "1.41"
+"""Engine 20.10's."""
+
+_IDLE: Final = 16
+"""Kept-alive connections at most; more are closed after their request."""
+
+_ACTIVE: Final = 64
+"""Control requests under way at most; more wait for one of them."""
+
+_ANSWER: Final = 16 * 2**20
+"""Bytes of an answer's body at most."""
+
+_BUFFER: Final = 2**17
+"""Bytes: a stream's reader holds up to twice this before the engine has to wait."""
+
+
+class ApiError(EngineError):
+    """The engine's own refusal: `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the Docker engine refused: {message}")
+        self.status = status
+        self.message = message
+
+
+def find_host(host: str | None) -> str:
+    """`host`, or what the Docker command line would use."""
+    return host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+
+
+@dataclass(slots=True)
+class Stream:
+    """Bytes both ways: a connection, before or after an upgrade."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    process: asyncio.subprocess.Process | None = None
+    """The ssh client that carries it."""
+    ahead: bytes = b""
+    """Read already."""
+
+    async def read(self, most: int) -> bytes:
+        """At least one byte; b"" at the end, also where the connection broke."""
+        if self.ahead:
+            data, self.ahead = self.ahead[:most], self.ahead[most:]
+            return data
+        try:
+            return await self.reader.read(most)
+        except OSError:
+            return b""
+
+    async def exactly(self, size: int) -> bytes:
+        """`size` bytes; fewer at the end."""
+        data = await self.read(size)
+        while data and len(data) < size:
+            more = await self.read(size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Waits for room; what cannot be sent any more is dropped."""
+        with suppress(OSError):
+            self.writer.write(data)
+            await self.writer.drain()
+
+    def write_eof(self) -> None:
+        with suppress(OSError, RuntimeError):
+            if not self.writer.is_closing():
+                self.writer.write_eof()
+
+    def close(self) -> None:
+        self.writer.close()
+        if self.process is not None and self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.terminate()
+
+
+@dataclass(slots=True)
+class _Connection:
+    stream: Stream
+    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
+
+    @property
+    def usable(self) -> bool:
+        return not self.stream.reader.at_eof() and not self.stream.writer.is_closing()
+
+    async def send(self, request: h11.Request, body: bytes) -> None:
+        self.stream.writer.write(
+            (self.http.send(request) or b"")
+            + ((self.http.send(h11.Data(data=body)) or b"") if body else b"")
+            + (self.http.send(h11.EndOfMessage()) or b"")
+        )
+        await self.stream.writer.drain()
+
+    async def event(self) -> h11.Event:
+        while True:
+            event = self.http.next_event()
+            if event is h11.NEED_DATA:
+                self.http.receive_data(await self.stream.reader.read(_BUFFER))
+            elif isinstance(event, h11.Event):
+                return event
+            else:
+                raise h11.RemoteProtocolError("it paused in the middle of an answer")
+
+    async def answer(self) -> h11.Response | h11.InformationalResponse:
+        while True:
+            match await self.event():
+                case h11.Response() as response:
+                    return response
+                case h11.InformationalResponse(status_code=101) as response:
+                    return response
+                case h11.ConnectionClosed():
+                    raise ConnectionResetError("it closed the connection")
+                case _:
+                    continue
+
+    async def body(self) -> bytes:
+        body = bytearray()
+        while True:
+            match await self.event():
+                case h11.Data(data=data):
+                    body += data
+                    if len(body) > _ANSWER:
+                        raise h11.RemoteProtocolError("its answer is too long")
+                case h11.EndOfMessage():
+                    return bytes(body)
+                case _:
+                    raise ConnectionResetError("it closed the connection")
+
+    def upgraded(self) -> Stream:
+        self.stream.ahead = self.http.trailing_data[0]
+        return self.stream
+
+
+class Api:
+    """The engine at `host`. Closed connections come back by themselves after its restart."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self._prefix = ""
+        self._idle: list[_Connection] = []
+        self._active = asyncio.Semaphore(_ACTIVE)
+
+    async def negotiate(self) -> Mapping[str, Any]:
+        """Settles which version of the API is spoken; gives what the engine says of itself.
+
+        The oldest that has all that is needed, or the oldest that the engine still speaks: Engine
+        29 refuses what is older than 1.44, and an old one what is newer than itself.
+        """
+        self._prefix = ""
+        version: Mapping[str, Any] = await self.call("GET", "/version")
+        newest, oldest = version["ApiVersion"], version.get("MinAPIVersion", OLDEST_API)
+        if _number(newest) < _number(OLDEST_API):
+            raise EngineError(
+                f"the Docker engine {version['Version']} is too old: its API is {newest}",
+                f"use one with API {OLDEST_API}, Docker 20.10, or newer",
+            )
+        self._prefix = f"/v{max(OLDEST_API, oldest, key=_number)}"
+        return version
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        tar: bytes | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - in the error's words
+    ) -> Any:
+        """One request, with a JSON `body` or a `tar`; the answer's JSON, or None where it has none.
+
+        Raises ApiError for a status of 400 or more, else EngineError.
+        """
+        request, data = self._request(method, path, query, body, tar)
+        status, answer = 0, b""
+        async with self._active, _bounded(self.host, timeout):
+            connection = await self._connection()
+            kept = False
+            try:
+                await connection.send(request, data)
+                response = await connection.answer()
+                status, answer = response.status_code, await connection.body()
+                kept = self._keep(connection)
+            finally:
+                if not kept:
+                    connection.stream.close()
+        if status >= 400:
+            raise ApiError(status, _message(answer))
+        return _decoded(answer)
+
+    async def upgrade(
+        self,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - in the error's words
+    ) -> Stream:
+        """POSTs and turns the connection into a stream, which the caller closes."""
+        request, data = self._request("POST", path, query, body, None)
+        request = h11.Request(
+            method=request.method,
+            target=request.target,
+            headers=[*request.headers, ("Connection", "Upgrade"), ("Upgrade", "tcp")],
+        )
+        async with _bounded(self.host, timeout):
+            connection = _Connection(await _connect(self.host))
+            switched = False
+            try:
+                await connection.send(request, data)
+                response = await connection.answer()
+                switched = response.status_code == 101
+                if not switched:
+                    raise ApiError(response.status_code, _message(await connection.body()))
+            finally:
+                if not switched:
+                    connection.stream.close()
+        return connection.upgraded()
+
+    async def aclose(self) -> None:
+        while self._idle:
+            connection = self._idle.pop()
+            connection.stream.close()
+            with suppress(OSError):
+                await connection.stream.writer.wait_closed()
+
+    async def _connection(self) -> _Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+            connection.stream.close()
+        return _Connection(await _connect(self.host))
+
+    def _keep(self, connection: _Connection) -> bool:
+        http = connection.http
+        if len(self._idle) >= _IDLE or http.our_state is not h11.DONE:
+            return False
+        if http.their_state is not h11.DONE or http.trailing_data[0]:
+            return False
+        http.start_next_cycle()
+        self._idle.append(connection)
+        return True
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: object,
+        tar: bytes | None,
+    ) -> tuple[h11.Request, bytes]:
+        data = tar if tar is not None else b"" if body is None else json.dumps(body).encode()
+        kind = "application/x-tar" if tar is not None else "application/json"
+        target = f"{self._prefix}{path}" + (f"?{urlencode(query)}" if query else "")
+        headers = [("Host", "docker"), ("Content-Length", str(len(data)))]
+        if data:
+            headers.append(("Content-Type", kind))
+        return h11.Request(method=method, target=target, headers=headers), data
+
+
+class _bounded:  # noqa: N801 - a context manager, called like a function
+    """A limit of time, and what goes wrong with a connection told as an EngineError."""
+
+    def __init__(self, host: str, seconds: float) -> None:
+        self._host = host
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise EngineError(
+                f"the Docker engine at {self._host} did not answer within {self._seconds:g} s",
+                "look at its log, or try again later",
+            ) from error
+        if isinstance(error, (OSError, h11.ProtocolError)):
+            raise unreachable(self._host, error) from error
+
+
+def unreachable(host: str, error: BaseException) -> EngineError:
+    """The engine does not answer, or not as one."""
+    if isinstance(error, PermissionError):
+        return EngineError(
+            f"no permission to use the Docker engine at {host}",
+            "let the service's user into the group that owns its socket",
+        )
+    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    if isinstance(error, FileNotFoundError):
+        reason = "nothing is there"
+    return EngineError(
+        f"the Docker engine at {host} cannot be reached: {reason}",
+        "start it, or set DOCKER_HOST to where it is",
+    )
+
+
+async def _connect(host: str) -> Stream:
+    kind, _, rest = host.partition("://")
+    if kind == "unix":
+        return Stream(*await asyncio.open_unix_connection(rest, limit=_BUFFER))
+    if kind == "tcp":
+        check_host(host)
+        address = urlsplit(host)
+        return Stream(
+            *await asyncio.open_connection(address.hostname, address.port or 2375, limit=_BUFFER)
+        )
+    check_host(host)
+    process = await asyncio.create_subprocess_exec(
+        *ssh_command(host),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        limit=_BUFFER,
+        start_new_session=True,
+    )
+    if process.stdin is None or process.stdout is None:
+        raise ConnectionError("ssh has no pipes")
+    return Stream(process.stdout, process.stdin, process)
+
+
+def check_host(host: str) -> None:
+    """EngineError where `host` is of a kind that cannot be used, and why."""
+    kind, _, rest = host.partition("://")
+    if kind not in ("unix", "tcp", "ssh") or not rest:
+        raise EngineError(
+            f"DOCKER_HOST is {host!r}, which is not understood",
+            "use unix://PATH, tcp://HOST:PORT or ssh://[USER@]HOST",
+        )
+    if kind == "tcp" and os.environ.get("DOCKER_TLS_VERIFY"):
+        raise EngineError(
+            "DOCKER_TLS_VERIFY is set: over TLS a run's input cannot be ended apart from its output",
+            "use DOCKER_HOST=ssh://[USER@]HOST",
+        )
+
+
+def ssh_command(host: str) -> list[str]:
+    """As the Docker command line does it: `docker system dial-stdio` joins stdio to the socket."""
+    address = urlsplit(host)
+    user = ["-l", address.username] if address.username else []
+    port = ["-p", str(address.port)] if address.port else []
+    name = address.hostname or ""
+    return ["ssh", "-T", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes", *user, *port, "--",
+            name, "docker", "system", "dial-stdio"]  # fmt: skip
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _decoded(answer: bytes) -> Any:
+    """JSON, or, where the answer is a stream of JSON lines, a list of them."""
+    try:
+        return json.loads(answer) if answer.strip() else None
+    except ValueError:
+        pass
+    try:
+        return [json.loads(line) for line in answer.splitlines() if line.strip()]
+    except ValueError:
+        return answer.decode(errors="replace")
+
+
+def _message(answer: bytes) -> str:
+    decoded = _decoded(answer)
+    text = decoded.get("message", "") if isinstance(decoded, dict) else decoded
+    return " ".join(str(text or "it does not say why").split())[:500]

@@ -1,0 +1,129 @@
+"""How a run is handed to a container that waits for it; pure.
+
+A container is made before it is known what it will run: JSON, in which containers are made, cannot
+carry arguments of any bytes. Its first process, the waiter, prints R, reads one line, evaluates it,
+runs the program that the line names as its child, and writes a trailer. Works in busybox ash and
+dash; it needs env, dd, chmod, and stty for a terminal, which the bases have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Final
+
+from cmdsvc.model import SCRIPT_PATH
+
+FOLDER: Final = PurePosixPath(SCRIPT_PATH.decode()).parent.as_posix()
+"""Where the waiter puts what it is handed; writable to the run's user."""
+
+LINE: Final = 3000
+"""Bytes: what is longer goes as counted blocks, for `read` takes a system call per byte."""
+
+READY: Final = b"R"
+"""What a waiter prints when it can be handed a run."""
+
+GO: Final = b"G"
+"""What it prints where there is a terminal, when that is set up: what is sent from then on is the
+program's."""
+
+# It runs below an init that passes signals on to the whole process group: the waiter survives them
+# (trap :), the program has the default disposition again. The shell's own remarks ("Terminated")
+# go to /dev/null, 3 is the real stderr. Until the line came a terminal is raw: no echo, no limit.
+# The script's file is made beforehand, which saves a fork at hand-over. The kernel's answer to a
+# program that cannot be executed is told by env or the shell: 126 or 127.
+WAITER: Final = f"""umask 022; trap : 1 2 3 4 6 8 10 11 12 13 14 15; N='
+'; exec 3>&2 2>/dev/null; t=; [ -t 0 ] && t=$(stty -g) && stty raw -echo
+: >{FOLDER}/main && : >{FOLDER}/args && chmod 755 {FOLDER}/main && printf R || exit 125
+IFS= read -r l || exit 125
+eval "$l"; l=; [ "$t" ] && {{ stty "$t"; printf G; }}
+(exec "$@" 2>&3 3>&-)
+r=$?; [ "$t" ] || printf '\\0%s %s\\n' "$n" "$r" >&3; printf '\\0%s %s\\n' "$n" "$r"; exit "$r"
+"""
+
+
+def quoted(text: bytes) -> bytes:
+    """`text` as one word of a shell. Raises ValueError for a NUL, which no argument can hold."""
+    if b"\0" in text:
+        raise ValueError("a NUL byte")
+    return b"'" + text.replace(b"'", b"'\\''") + b"'"
+
+
+def hand_over(
+    argv: Sequence[bytes], env: Mapping[bytes, bytes], script: bytes | None, nonce: bytes
+) -> bytes:
+    """What to write before the run's stdin: one line, and two counted blocks where it is much.
+
+    `env` of any names: through env(1), as a shell would not export all of them.
+    """
+    program = list(argv)
+    if b"=" in program[0]:  # env would take it for a variable
+        program = [b"/bin/sh", b"-c", b'exec "$0" "$@"', *program]
+    words = b" ".join(quoted(word) for word in [*(k + b"=" + v for k, v in env.items()), *program])
+    arguments = b"set -- env -i -- " + words
+    short = len(arguments) + len(script or b"") < LINE
+    if short and (script is None or b"\0" not in script):
+        put = b"" if script is None else b"printf %s " + _one_line(script) + b" >" + SCRIPT_PATH
+        steps = [b"n=" + nonce, *([put + _OR_FAIL] if put else []), _lineless(arguments)]
+        return b"; ".join(steps) + b"\n"
+    args_path = f"{FOLDER}/args".encode()
+    steps = [b"n=" + nonce, _block(len(arguments), args_path)]
+    if script:
+        steps.append(_block(len(script), SCRIPT_PATH))
+    return b"; ".join([*steps, b". " + args_path]) + b"\n" + arguments + (script or b"")
+
+
+_OR_FAIL = b" || exit 125"
+
+
+def _block(size: int, path: bytes) -> bytes:
+    return b"dd bs=%d count=1 iflag=fullblock >%s%s" % (size, path, _OR_FAIL)
+
+
+def _one_line(text: bytes) -> bytes:
+    return _lineless(quoted(text))
+
+
+def _lineless(words: bytes) -> bytes:
+    """Quoted words without a line break: $N is one."""
+    return words.replace(b"\n", b"'\"$N\"'")
+
+
+class Trailer:
+    """Finds the waiter's last word, NUL NONCE SPACE STATUS LF, in one stream of a run's output."""
+
+    def __init__(self, nonce: bytes) -> None:
+        self.status: int | None = None
+        """The program's, once the trailer was seen."""
+        self._mark = b"\0" + nonce + b" "
+        self._whole = re.compile(re.escape(self._mark) + rb"(\d{1,3})\r?\n")
+        self._part = re.compile(re.escape(self._mark) + rb"\d{0,3}\r?")
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of `data` is the program's; what may be the trailer's beginning is held back.
+
+        After the trailer nothing is the program's: a process that it left behind wrote it.
+        """
+        if self.status is not None:
+            return b""
+        data = self._held + data
+        self._held = b""
+        if found := self._whole.search(data):
+            self.status = int(found[1])
+            return data[: found.start()]
+        longest = len(self._mark) + 4
+        start = data.find(b"\0", max(0, len(data) - longest))
+        while start >= 0:
+            tail = data[start:]
+            if self._mark.startswith(tail) or self._part.fullmatch(tail):
+                self._held = tail
+                return data[:start]
+            start = data.find(b"\0", start + 1)
+        return data
+
+    def rest(self) -> bytes:
+        """What was held back, where the stream ended without a trailer."""
+        rest, self._held = self._held, b""
+        return rest

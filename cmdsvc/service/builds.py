@@ -1,0 +1,127 @@
+"""Package layers: one build of each at a time, shared by all who want it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cmdsvc.engine import Engine, Invocation, Progress
+from cmdsvc.errors import BusyError, DataError, printable
+from cmdsvc.model import SEARCH_PATH, Limits, Network
+from cmdsvc.recipe import Recipe
+
+AT_ONCE = 2
+WAITING = 32
+
+PACKAGES = {
+    "bash": "bash",
+    "curl": "curl",
+    "fish": "fish",
+    "gawk": "gawk",
+    "git": "git",
+    "jq": "jq",
+    "lua": "lua5.4",
+    "node": "nodejs",
+    "perl": "perl",
+    "php": "php",
+    "python": "python3",
+    "python3": "python3",
+    "qrencode": "libqrencode-tools",
+    "ruby": "ruby",
+    "zsh": "zsh",
+}
+"""The package that brings a program, where the two bases agree or nearly so."""
+
+_LOOK = b'for p; do command -v -- "$p" >/dev/null 2>&1 || { printf %s "$p"; exit 1; }; done'
+
+
+@dataclass(slots=True)
+class _Build:
+    task: asyncio.Task[None] | None = None
+    listeners: list[Progress] = field(default_factory=list)
+
+    def tell(self, line: str) -> None:
+        for listener in self.listeners:
+            listener(line)
+
+
+class Builds:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._building: dict[str, _Build] = {}
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._programs: dict[tuple[str, tuple[str, ...]], None] = {}
+
+    async def ensure(self, recipe: Recipe, progress: Progress) -> None:
+        """The layer is here on return. The last one who stops waiting stops the build.
+
+        Errors: as Engine.build, and BusyError where too many builds wait.
+        """
+        if await self._engine.has(recipe):
+            return
+        build = self._building.get(recipe.digest)
+        if build is None:
+            if len(self._building) >= WAITING:
+                raise BusyError(f"{WAITING} builds are waiting", "try again in a minute")
+            build = self._building[recipe.digest] = _Build()
+            build.task = asyncio.create_task(self._build(recipe, build))
+        assert build.task is not None  # noqa: S101 - set where it is made, without an await between
+        build.listeners.append(progress)
+        try:
+            await asyncio.shield(build.task)
+        finally:
+            build.listeners.remove(progress)
+            if not build.listeners and not build.task.done():
+                build.task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await build.task
+
+    async def _build(self, recipe: Recipe, build: _Build) -> None:
+        try:
+            async with self._room:
+                await self._engine.build(recipe, build.tell)
+        finally:
+            del self._building[recipe.digest]
+
+    async def check_programs(self, recipe: Recipe, programs: Sequence[str]) -> None:
+        """DataError where the layer lacks one of the programs (absolute, or looked up on PATH)."""
+        known = (recipe.digest, tuple(programs))
+        if not programs or known in self._programs:
+            return
+        job = await self._engine.start(
+            Invocation(
+                run_id=f"look-{secrets.token_hex(8)}",
+                recipe=recipe,
+                argv=(b"/bin/sh", b"-c", _LOOK, b"sh", *(p.encode() for p in programs)),
+                script=None,
+                env={b"PATH": SEARCH_PATH},
+                limits=self._limits,
+                network=Network.NONE,
+            )
+        )
+        missing = b""
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                await job.send_eof()
+                async for _, data in job.output():
+                    missing = (missing + data)[:256]
+                outcome = await job.wait()
+        finally:
+            await job.aclose()
+        if outcome.exit_status == 0:
+            while len(self._programs) >= 4096:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[known] = None
+            return
+        program = printable(missing.decode(errors="replace"))
+        package = PACKAGES.get(program.rpartition("/")[2])
+        raise DataError(
+            f"{program} is not in the image",
+            f"add the package {package} to the #!cmd line"
+            if package
+            else "add the package that brings it to the #!cmd line",
+        )

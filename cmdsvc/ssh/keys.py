@@ -1,0 +1,130 @@
+"""Who a public key belongs to, and the server's own key: the files in the keys folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import asyncssh
+
+from cmdsvc.errors import CmdError, UsageError
+from cmdsvc.model import READY_MADE, valid_name
+
+log = logging.getLogger("cmdsvc.keys")
+
+RECHECK = 1.0
+"""Seconds between two looks at the folder; a changed file counts from then on."""
+
+
+def read_user_keys(path: Path) -> list[asyncssh.SSHKey]:
+    """The public keys of an authorized_keys file.
+
+    A line with options (`from=`, `command=` ...) is skipped with a warning: to ignore a restriction
+    would be to lift it.
+    """
+    keys = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            keys.append(asyncssh.import_public_key(line))
+        except asyncssh.KeyImportError:
+            log.warning("%s, line %d: not a public key without options; skipped", path.name, number)
+    return keys
+
+
+class KeyRing:
+    """The users' public keys, read again when a file in `keys/users` changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "users"
+        self._owners: dict[bytes, str] = {}
+        self._seen: list[tuple[str, int, int]] | None = None
+        self._looked = -RECHECK
+
+    def owner(self, key: asyncssh.SSHKey) -> str | None:
+        """The user whom `key` belongs to."""
+        now = time.monotonic()
+        if now - self._looked >= RECHECK:
+            self._looked = now
+            self._refresh()
+        return self._owners.get(key.public_data)
+
+    def _refresh(self) -> None:
+        try:
+            with os.scandir(self._folder) as entries:
+                files = sorted(
+                    (entry.name, entry.stat().st_mtime_ns, entry.stat().st_size)
+                    for entry in entries
+                    if entry.name.endswith(".pub") and entry.is_file()
+                )
+        except OSError as error:
+            log.warning("the users' keys cannot be read: %s", error)
+            return
+        if files == self._seen:
+            return
+        owners: dict[bytes, str] = {}
+        for name, _, _ in files:
+            user = name.removesuffix(".pub")
+            if not valid_name(user) or user == READY_MADE:
+                log.warning("%s: not a user name; skipped", name)
+                continue
+            try:
+                keys = read_user_keys(self._folder / name)
+            except OSError as error:
+                log.warning("%s cannot be read: %s", name, error)
+                continue
+            for key in keys:
+                if owners.setdefault(key.public_data, user) != user:
+                    log.warning(
+                        "a key of %s is %s's already; skipped", user, owners[key.public_data]
+                    )
+        self._owners, self._seen = owners, files
+
+
+def add_user(folder: Path, name: str, text: str) -> int:
+    """Adds the public keys in `text` (authorized_keys format) to a user; returns how many are new."""
+    users = folder / "users"
+    users.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path = users / f"{name}.pub"
+    present = {key.public_data for key in read_user_keys(path)} if path.exists() else set()
+    lines = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith("#"):
+            continue
+        try:
+            key = asyncssh.import_public_key(line)
+        except asyncssh.KeyImportError as error:
+            hint = "give a public key as ssh-keygen writes it into a .pub file"
+            raise UsageError(f"not a public key: {error}", hint) from None
+        if key.public_data not in present:
+            present.add(key.public_data)
+            lines.append(line)
+    with path.open("a") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    return len(lines)
+
+
+def host_key(folder: Path) -> asyncssh.SSHKey:
+    """The server's ed25519 key, made on first use (0600)."""
+    path = folder / "ssh_host_ed25519_key"
+    try:
+        if not path.exists():
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            key = asyncssh.generate_private_key("ssh-ed25519", comment="cmdsvc")
+            fresh = path.with_name(f"{path.name}.{os.getpid()}")
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+                f.write(key.export_private_key())
+            try:
+                os.link(fresh, path)  # never over one that another server made meanwhile
+            except FileExistsError:
+                pass
+            finally:
+                fresh.unlink()
+        return asyncssh.read_private_key(path)
+    except (OSError, asyncssh.KeyImportError) as error:
+        raise CmdError(
+            f"the host key {path} cannot be used: {error}", "mend or remove it"
+        ) from None

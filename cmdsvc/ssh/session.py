@@ -1,0 +1,233 @@
+"""One SSH session: a channel as a `relay.Caller`, and what its command line asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shlex
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+import asyncssh
+
+from cmdsvc.errors import CmdError, UsageError, printable
+from cmdsvc.model import Door, Identity, Outcome, Reason, Terminal
+from cmdsvc.relay import CallerGone, Event, Resize, Signal
+from cmdsvc.service.runs import Request
+from cmdsvc.ssh.builtins import dispatch
+from cmdsvc.ssh.verbs import Services
+
+log = logging.getLogger("cmdsvc.ssh")
+
+STDIN_HIGH = 256 << 10
+"""Bytes of unread stdin above which the client is asked to wait."""
+EVENTS_MAX = 64
+CLOSED_CHECK = 0.25
+"""Seconds between looks for a client that left while its stdin was held back."""
+TERM = re.compile(r"[A-Za-z0-9._+-]{1,64}")
+
+
+class Session(asyncssh.SSHServerSession[bytes]):
+    def __init__(
+        self, services: Services, identity: Identity, address: str, over: Callable[[], None]
+    ) -> None:
+        self._services = services
+        self._identity = identity
+        self._address = address
+        self._over = over
+        self._chan: asyncssh.SSHServerChannel[bytes] | None = None
+        self._command: str | None = None
+        self._terminal: Terminal | None = None
+        self._task: asyncio.Task[None] | None = None
+
+        self._stdin: deque[bytes] = deque()
+        self._unread = 0
+        self._held = False
+        self._eof = False
+        self._gone = False
+        self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
+        self._stdin_wake = asyncio.Event()
+        self._event_wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    # What asyncssh calls. An error in one of these would end the whole connection, with the other
+    # sessions on it: they only note what happened.
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
+        self._chan = chan
+
+    def pty_requested(self, term_type: str, term_size: tuple[int, ...], term_modes: object) -> bool:
+        del term_modes
+        term = term_type if TERM.fullmatch(term_type) else "dumb"
+        self._terminal = Terminal(term, *_size(term_size[0], term_size[1]))
+        return True
+
+    def exec_requested(self, command: str) -> bool:
+        self._command = command
+        return True
+
+    def shell_requested(self) -> bool:
+        return True
+
+    def session_started(self) -> None:
+        self._task = asyncio.create_task(self._serve())
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        del datatype
+        self._stdin.append(data)
+        self._unread += len(data)
+        self._stdin_wake.set()
+        if self._unread > STDIN_HIGH and not self._held and self._chan is not None:
+            self._held = True
+            self._chan.pause_reading()
+            self._watch_held()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._stdin_wake.set()
+        return True  # the other half stays open
+
+    def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
+        del pixwidth, pixheight
+        self._events.append(Resize(*_size(width, height)))
+        self._event_wake.set()
+
+    def signal_received(self, signal: str) -> None:
+        self._events.append(Signal(signal))
+        self._event_wake.set()
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._over()
+        self._left()
+
+    def _left(self) -> None:
+        if self._gone:
+            return
+        self._gone = True
+        for event in (self._stdin_wake, self._event_wake, self._room):
+            event.set()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _watch_held(self) -> None:
+        """While reading is paused with data waiting, asyncssh does not say that a channel closed."""
+        if self._held and not self._gone and self._chan is not None:
+            if self._chan.is_closing():
+                self._left()
+            else:
+                asyncio.get_running_loop().call_later(CLOSED_CHECK, self._watch_held)
+
+    # relay.Caller
+
+    async def stdin(self) -> AsyncIterator[bytes]:
+        while True:
+            while self._stdin:
+                data = self._stdin.popleft()
+                self._unread -= len(data)
+                if self._held and self._unread < STDIN_HIGH // 2 and self._chan is not None:
+                    self._held = False
+                    self._chan.resume_reading()
+                yield data
+            if self._gone:
+                raise CallerGone
+            if self._eof:
+                return
+            self._stdin_wake.clear()
+            await self._stdin_wake.wait()
+
+    async def events(self) -> AsyncIterator[Event]:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._gone:
+                raise CallerGone
+            self._event_wake.clear()
+            await self._event_wake.wait()
+
+    async def write(self, fd: int, data: bytes) -> None:
+        if self._gone or self._chan is None:
+            raise CallerGone
+        self._chan.write(data, None if fd == 1 else asyncssh.EXTENDED_DATA_STDERR)
+        if not self._room.is_set():
+            await self._room.wait()
+            if self._gone:
+                raise CallerGone
+
+    # The session itself
+
+    async def _serve(self) -> None:
+        """Does what was asked; whatever happens, the client gets an exit status."""
+        name = ""
+        status = 70
+        try:
+            try:
+                words = _words(self._command or "")
+                name = printable(words[0])[:80] if words else ":help"
+                outcome = await self._do(words)
+                status = outcome.exit_status
+                if (
+                    outcome.reason in {Reason.TIMEOUT, Reason.MEMORY, Reason.ENGINE}
+                    and outcome.message
+                ):
+                    await self._say(name, outcome.message)
+            except CmdError as error:
+                status = error.exit_status
+                await self._say(name, str(error))
+            except CallerGone:
+                pass
+            except Exception:
+                log.exception("a session failed", extra={"fields": {"user": self._identity.user}})
+                await self._say(name, "internal error; the operator's log has more")
+        except CallerGone:
+            pass
+        finally:
+            if self._chan is not None and not self._gone:
+                self._chan.exit(status)
+
+    async def _do(self, words: list[str]) -> Outcome:
+        if not words or words[0].startswith(":"):
+            return await dispatch(
+                words or [":help"], self._services, self._identity, self, self._terminal
+            )
+        chan = self._chan
+        assert chan is not None  # noqa: S101 - connection_made comes first
+        return await self._services.runs.run(
+            Request(
+                identity=self._identity,
+                door=Door.SSH,
+                name=words[0],
+                args=[word.encode() for word in words[1:]],
+                env=chan.get_environment_bytes(),
+                remote_addr=self._address,
+                terminal=self._terminal,
+            ),
+            self,
+        )
+
+    async def _say(self, name: str, text: str) -> None:
+        line = f"cmdsvc: {name}: {text}" if name else f"cmdsvc: {text}"
+        await self.write(2, line.encode() + (b"\r\n" if self._terminal else b"\n"))
+
+
+def _words(command: str) -> list[str]:
+    """The exec string split as a POSIX shell would, without expansion."""
+    if "\0" in command:
+        raise UsageError("a NUL byte in the command line", "leave it out")
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"cannot split the command line: {error}", "mind the quotes") from None
+
+
+def _size(columns: int, rows: int) -> tuple[int, int]:
+    """A terminal's size within what a kernel takes; 80x24 where the client has none."""
+    return min(columns, 65535) or 80, min(rows, 65535) or 24

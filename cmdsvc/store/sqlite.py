@@ -1,0 +1,233 @@
+"""SQLite behind the store: three connections to one file, and what their errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+import aiosqlite
+from sqlalchemy import URL, Compiled, Connection, Insert, Select, Update, event, make_url
+from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from cmdsvc.errors import BusyError, DataError, InternalError, UsageError
+from cmdsvc.store import migrate
+
+BUSY_TIMEOUT = 5.0
+"""Seconds that a statement waits for another process that is writing."""
+
+_NO_SPACE = ("no space is left for the store", "free some on the disk that holds it")
+_DAMAGED = ("the store is damaged", "restore a backup")
+_URL_HINT = "write sqlite+aiosqlite:///PATH, with a fourth / before an absolute path"
+_MEANINGS = {
+    sqlite3.SQLITE_FULL: _NO_SPACE,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_READONLY: ("the store cannot be written", "see to the rights of its files"),
+    sqlite3.SQLITE_CANTOPEN: ("the store cannot be opened", "see to the rights of its folder"),
+    sqlite3.SQLITE_IOERR: ("the store's disk does not read or write", "see to that disk"),
+}
+
+
+Statement = Select[Any] | Insert | Update
+
+
+class TakenError(Exception):
+    """A constraint of the database says that it is there already."""
+
+
+class DanglingError(Exception):
+    """A constraint of the database says that what it refers to is not there."""
+
+
+class Sqlite:
+    """One connection for reading, one for recording, one for transactions.
+
+    Single statements are compiled once by SQLAlchemy and sent to the driver whole: one thread hop
+    each, where SQLAlchemy's cursors take four. They commit themselves. Transactions go through
+    SQLAlchemy. One lock is around all that writes: SQLite has one writer, and waits by polling.
+
+    Durability: WAL. Transactions are synchronous=FULL: what a user was told is stored survives a
+    power failure. Records are synchronous=NORMAL, which spares a run the wait for the disk: they
+    survive the death of this process, and a power failure takes at most the newest
+    (sqlite.org/pragma.html#pragma_synchronous).
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        reader: aiosqlite.Connection,
+        recorder: aiosqlite.Connection,
+        opened: AsyncExitStack,
+    ) -> None:
+        self._engine = engine
+        self._reader = reader
+        self._recorder = recorder
+        self._opened = opened
+        self._writing = asyncio.Lock()
+        self._dialect = sqlite_dialect(paramstyle="named")
+        self._compiled: dict[Statement, Compiled] = {}
+        self._closed = False
+
+    @classmethod
+    async def open(cls, url: str) -> Sqlite:
+        """See `store.open_store`."""
+        parsed = _parse(url)
+        with meaning():
+            await asyncio.to_thread(_prepare, Path(parsed.database or ""))
+            await _check(parsed)
+            async with AsyncExitStack() as opened:
+                engine = _engine(parsed)
+                opened.push_async_callback(engine.dispose)
+                async with engine.begin() as connection:
+                    await connection.run_sync(migrate.upgrade)
+                reader = await _driver(opened, engine, "query_only = ON")
+                recorder = await _driver(opened, engine, "synchronous = NORMAL")
+                return cls(engine, reader, recorder, opened.pop_all())
+
+    async def read(self, statement: Select[Any], parameters: Mapping[str, Any]) -> list[Any]:
+        """All rows. `statement` is a constant of the program: it is compiled once and kept."""
+        return await self._send(self._reader, statement, parameters)
+
+    async def record(self, statement: Statement, parameters: Mapping[str, Any]) -> None:
+        """One statement that changes something; `statement` as for `read`."""
+        async with self._writing:
+            await self._send(self._recorder, statement, parameters)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Committed at the end of the block, rolled back by what leaves it otherwise.
+
+        Errors: TakenError, DanglingError.
+        """
+        async with self._writing:
+            self._check_open()
+            with meaning():
+                async with self._engine.begin() as connection:
+                    yield connection
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        async with self._writing:
+            await self._opened.aclose()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InternalError("the store is closed", "start the service again")
+
+    async def _send(
+        self, connection: aiosqlite.Connection, statement: Statement, parameters: Mapping[str, Any]
+    ) -> list[Any]:
+        compiled = self._compiled.get(statement)
+        if compiled is None:
+            compiled = statement.compile(dialect=self._dialect, column_keys=list(parameters))
+            self._compiled[statement] = compiled
+        values = compiled.construct_params(parameters)
+        self._check_open()
+        with meaning():
+            return list(await connection.execute_fetchall(compiled.string, values))
+
+
+@contextmanager
+def meaning() -> Iterator[None]:
+    """Turns the errors of SQLite, of its driver and of SQLAlchemy into the service's own."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _translated(error.orig or error) from error
+    except sqlite3.Error as error:
+        raise _translated(error) from error
+    except OSError as error:
+        raise InternalError(
+            f"the store cannot be opened: {error.strerror}", "see to the rights of its folder"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise DataError("a text that is not valid Unicode cannot be stored") from error
+
+
+def _translated(error: BaseException) -> Exception:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
+        return TakenError(str(error))
+    if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
+        return DanglingError(str(error))
+    primary = code & 0xFF  # sqlite.org/rescode.html: extended codes carry theirs in the low byte
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return BusyError("the store is in use by another process", "try again in a moment")
+    return InternalError(*_MEANINGS.get(primary, (f"the store failed: {error}", "")))
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise UsageError("the database's URL cannot be read", _URL_HINT) from error
+    if parsed.drivername != "sqlite+aiosqlite":
+        raise UsageError(f"no store is kept in {parsed.drivername}", _URL_HINT)
+    if not parsed.database or parsed.database.startswith((":", "file:")) or parsed.query:
+        raise UsageError("the database's URL must name a file, and nothing else", _URL_HINT)
+    return parsed.set(database=str(Path(parsed.database).absolute()))
+
+
+def _prepare(path: Path) -> None:
+    """The file, with its folder, for this user alone; SQLite gives its other files the same mode."""
+    folder = path.parent
+    for missing in reversed([f for f in (folder, *folder.parents) if not f.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+async def _check(url: URL) -> None:
+    # Read-only: opened otherwise, even a store that is refused would have its log written back.
+    engine = create_async_engine(
+        url.set(database=f"file:{quote(url.database or '')}", query={"mode": "ro", "uri": "true"}),
+        connect_args={"timeout": BUSY_TIMEOUT},
+    )
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(migrate.check)
+    finally:
+        await engine.dispose()
+
+
+def _engine(url: URL) -> AsyncEngine:
+    # No isolation level is the driver's autocommit: BEGIN is sent here, so that it takes the right
+    # to write at once, and so that changes of the schema are within it too.
+    engine = create_async_engine(
+        url,
+        pool_size=3,
+        max_overflow=0,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_up(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+async def _driver(opened: AsyncExitStack, engine: AsyncEngine, pragma: str) -> aiosqlite.Connection:
+    """The driver's own connection, held until `opened` is closed."""
+    held = await opened.enter_async_context(engine.connect())
+    raw = await held.get_raw_connection()
+    connection = cast("aiosqlite.Connection", raw.driver_connection)
+    await connection.execute_fetchall(f"PRAGMA {pragma}")
+    return connection
