@@ -360,28 +360,28 @@ def _toml(block: _Block) -> dict[str, Any]:
         except UnicodeDecodeError:
             raise _bad(index, "the metadata is not UTF-8") from None
     try:
-        return tomllib.loads("\n".join(lines))
+        return tomllib.loads("\n".join([*lines, ""]))
     except RecursionError:
         raise _bad(block.first, "the metadata is nested too deeply") from None
     except ValueError as error:  # its subclass TOMLDecodeError, and what int() says of a huge one
         what, _, place = str(error).rpartition(" (at ")
         number = re.match(r"line ([0-9]+)", place)
-        index = block.first + int(number[1]) if number else block.last
-        raise _bad(index, f"the metadata is not TOML: {_quote(what or place)}") from None
+        index = block.first + int(number[1]) if number else _line_of(None, block)
+        raise _bad(index, f"the metadata is not TOML: {(what or place)[:200]}") from None
 
 
-def _line_of(key: str, block: _Block) -> int:
-    """The index of the line on which the top-level `key` begins. Nothing in the block is wrong."""
+def _line_of(key: str | None, block: _Block) -> int:
+    """The index of the line on which the top-level `key` begins, or else what is not TOML."""
     start = 0
     for end in range(1, len(block.content) + 1):
         try:
             statement = tomllib.loads(b"\n".join(block.content[start:end]).decode())
-        except ValueError:
-            continue  # it goes on over the next line
+        except (ValueError, RecursionError):
+            continue  # it goes on over the next line, or is wrong
         if key in statement:
-            return block.first + 1 + start
+            break
         start = end
-    return block.first
+    return block.first + 1 + start
 
 
 def _value(key: str, value: object, ceiling: float) -> object:

@@ -123,7 +123,7 @@ class Dockerd:
 
 
 @contextmanager
-def dockerd(*, private: bool = False) -> Iterator[Dockerd]:
+def dockerd() -> Iterator[Dockerd]:
     """A dockerd that was started for this, and is gone afterwards."""
     daemon = Dockerd()
     try:
@@ -200,8 +200,10 @@ def _naming(text: str) -> list[int]:
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                program = os.path.basename(words[0])
-                if program.startswith((b"containerd", b"docker")) and text.encode() in b" ".join(words):
+                program = words[0].rpartition(b"/")[2]
+                if program.startswith((b"containerd", b"docker")) and text.encode() in b" ".join(
+                    words
+                ):
                     found.append(int(entry.name))
     return found
 

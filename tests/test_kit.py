@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import tests.kit
-from tests.kit import Kit, KitError, Server, alpine_base, apk, build, debian, debs
+from tests.kit import Kit, KitError, Server, alpine_base, apk, build, caching, debian, debs
 
 TOP = Path(__file__).parent.parent
 AS_ROOT = os.geteuid() == 0
@@ -181,6 +181,7 @@ def test_every_package_of_main_installs(alpine: Alpine, server: Server, kit: Kit
     assert len(names) == 50
 
 
+@pytest.mark.root
 @needs_root
 def test_owners_and_modes_are_kept(alpine: Alpine, server: Server) -> None:
     done = alpine.add("owned-files", mirrors=mirror(server))
@@ -325,6 +326,13 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
+def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "made.partial/half").mkdir(parents=True)
+    made = caching.keep(tmp_path / "made", lambda folder: (folder / "whole").touch())
+    assert [path.name for path in made.iterdir()] == ["whole"]
+    assert not (tmp_path / "made.partial").exists()
+
+
 @pytest.mark.slow
 def test_two_builds_at_once_make_one(tmp_path: Path) -> None:
     code = (
@@ -350,6 +358,7 @@ def test_two_builds_at_once_make_one(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {made.name, f"{made.name}.lock"}
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_told(tmp_path: Path) -> None:
     unpacked = debs.fetch(["jq", "libc6"], tmp_path)
     with pytest.raises(KitError, match="libjq"):

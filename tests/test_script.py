@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -63,6 +64,16 @@ def test_the_example_of_2017_works_to_the_letter():
     assert script.utility is None
     assert script.metadata == Metadata()
     assert script.warnings == ()
+
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "writing-commands.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "source", re.findall(rb"^```\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+)
+def test_the_scripts_in_the_guide_are_scripts(source: bytes):
+    assert not parse(source, LIMITS).warnings
 
 
 class TestHeader:
@@ -187,7 +198,8 @@ class TestWholeText:
         assert script.interpreter == ("/bin/sh",)
         assert script.body == b"#!/bin/sh\n# /// cmd\n# pids = 5\n# ///\necho\n"
         assert script.metadata.pids == 5
-        assert [w for w in script.warnings if "CRLF" in w] == list(script.warnings) != []
+        assert len(script.warnings) == 1
+        assert "CRLF" in script.warnings[0]
 
     def test_a_lone_cr_stays(self):
         script = parse(b"#!cmd alpine\n#!/bin/sh\nprintf '\r'\n")
@@ -482,8 +494,8 @@ class TestMetadata:
             (("pids = 01",), 4),
             (("pids 1",), 4),
             (("", "description = 'a"), 5),
-            (("pids = 1", 'description = """a'), 6),
-            (("x = " + "1" * 5000,), 5),
+            (("pids = 1", 'description = """a', "b"), 5),
+            (("x = " + "1" * 5000, "pids = 1"), 4),
             (("pids = 1", "# \x01"), 5),
         ],
     )  # fmt: skip
@@ -495,6 +507,17 @@ class TestMetadata:
     def test_nested_too_deeply(self):
         error = refusal(with_metadata("a = " + "[" * 5000))
         assert error.what == "line 3: the metadata is nested too deeply"
+
+    def test_nested_almost_too_deeply_before_another_error(self):
+        """Near the interpreter's limit, finding the line of the error is what goes too deep."""
+
+        def one_frame_deeper(source: bytes) -> DataError:
+            return refusal(source)
+
+        for depth in range(300, 520):
+            source = with_metadata(f"a = {'[' * depth}{']' * depth}", "b = 'x")
+            for error in (refusal(source), one_frame_deeper(source)):
+                assert re.match(r"line [345]: the metadata is ", error.what)
 
     def test_not_utf8(self):
         source = b"#!cmd alpine\n#!/bin/sh\n# /// cmd\n# pids = 1\n# # \xff\n# ///\n"
@@ -676,5 +699,5 @@ class TestAnyInput:
     @examples
     @given(st.binary(min_size=1))
     def test_a_body_is_kept(self, body: bytes):
-        body = body.replace(b"\0", b"").replace(b"\r\n", b"") + b"\nx"
+        body = body.replace(b"\0", b"").replace(b"\r", b"") + b"\rx"
         assert parse(b"#!cmd alpine\n#!/bin/sh\n" + body).body == b"#!/bin/sh\n" + body

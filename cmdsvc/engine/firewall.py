@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 from cmdsvc.errors import EngineError
 
@@ -136,9 +137,13 @@ def base_chains() -> list[BaseChain]:
     ]
 
 
+def is_applied(table: str) -> bool:
+    return any(chain.family == "inet" and chain.table == table for chain in base_chains())
+
+
 def opened(table: str) -> frozenset[str]:
     """What `pool_ruleset` was told to keep; nothing where there is no such table."""
-    if not any(c.family == "inet" and c.table == table for c in base_chains()):
+    if not is_applied(table):
         return frozenset()
     sets = [item["set"] for item in _json(["-j", "list", "table", "inet", table]) if "set" in item]
     return frozenset(name for s in sets if s["name"] == "opened" for name in s.get("elem", ()))
@@ -154,6 +159,7 @@ def find_tool(name: str, package: str) -> str:
 
 def run_tool(argv: Sequence[str], text: str = "", *, pass_fds: Sequence[int] = ()) -> str:
     """What the program prints. EngineError with its first words if it fails or takes too long."""
+    name = Path(argv[0]).name
     try:
         done = subprocess.run(
             argv,
@@ -165,16 +171,16 @@ def run_tool(argv: Sequence[str], text: str = "", *, pass_fds: Sequence[int] = (
             env={"PATH": SYSTEM_PATH, "LC_ALL": "C"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineError(f"{argv[0]} could not be run: {error}") from error
+        raise EngineError(f"{name} could not be run: {error}") from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
         hint = "be root, with CAP_NET_ADMIN" if "not permitted" in said else ""
-        raise EngineError(f"{argv[0]} failed: {said[:300] or f'status {done.returncode}'}", hint)
+        raise EngineError(f"{name} failed: {said[:300] or f'status {done.returncode}'}", hint)
     return done.stdout.decode(errors="replace")
 
 
 def nft(arguments: Sequence[str], text: str = "") -> str:
-    """Runs nft(8). EngineError says what to install or who to be."""
+    """What the program nft prints. EngineError says what to install or who to be."""
     return run_tool([find_tool("nft", "nftables"), *arguments], text)
 
 

@@ -138,6 +138,8 @@ class Store(Protocol):
 async def open_store(url: str, *, server: str = "") -> Store:
     """Opens the store at `sqlite+aiosqlite:///PATH`, made (0600) or migrated where that is due.
 
+    PATH is taken as it is, nothing in it is escaped; it is absolute where it begins with a `/`.
+
     `server` names this server among others on the same database, over restarts.
 
     Errors: UsageError (64) for a URL that is none or of another kind; InternalError (70) where it

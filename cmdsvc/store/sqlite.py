@@ -1,4 +1,4 @@
-"""SQLite behind the store: three connections to one file, and what their errors mean."""
+"""SQLite behind the store: two connections to one file, and what their errors mean."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import aiosqlite
-from sqlalchemy import URL, Compiled, Connection, Insert, Select, Update, event, make_url
+from sqlalchemy import URL, Compiled, Connection, Insert, Select, Update, event
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cmdsvc.errors import BusyError, DataError, InternalError, UsageError
 from cmdsvc.store import migrate
+
+SCHEME = "sqlite+aiosqlite"
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another process that is writing."""
@@ -35,7 +37,6 @@ _MEANINGS = {
     sqlite3.SQLITE_IOERR: ("the store's disk does not read or write", "see to that disk"),
 }
 
-
 Statement = Select[Any] | Insert | Update
 
 
@@ -48,28 +49,27 @@ class DanglingError(Exception):
 
 
 class Sqlite:
-    """One connection for reading, one for recording, one for transactions.
+    """One connection for single statements, one for transactions.
 
     Single statements are compiled once by SQLAlchemy and sent to the driver whole: one thread hop
-    each, where SQLAlchemy's cursors take four. They commit themselves. Transactions go through
-    SQLAlchemy. One lock is around all that writes: SQLite has one writer, and waits by polling.
+    each, where SQLAlchemy's cursors take four. They commit themselves. Reading has no connection
+    of its own: what another writes empties a connection's cache, and each run reads and writes.
+    One lock is around all that writes: SQLite has one writer, and waits for it by polling.
 
     Durability: WAL. Transactions are synchronous=FULL: what a user was told is stored survives a
-    power failure. Records are synchronous=NORMAL, which spares a run the wait for the disk: they
-    survive the death of this process, and a power failure takes at most the newest
+    power failure. Single statements are synchronous=NORMAL, which spares a run the wait for the
+    disk: they survive the death of this process, and a power failure takes at most the newest
     (sqlite.org/pragma.html#pragma_synchronous).
     """
 
     def __init__(
         self,
         engine: AsyncEngine,
-        reader: aiosqlite.Connection,
-        recorder: aiosqlite.Connection,
+        direct: aiosqlite.Connection,
         opened: AsyncExitStack,
     ) -> None:
         self._engine = engine
-        self._reader = reader
-        self._recorder = recorder
+        self._direct = direct
         self._opened = opened
         self._writing = asyncio.Lock()
         self._dialect = sqlite_dialect(paramstyle="named")
@@ -79,27 +79,27 @@ class Sqlite:
     @classmethod
     async def open(cls, url: str) -> Sqlite:
         """See `store.open_store`."""
-        parsed = _parse(url)
+        path = _parse(url)
         with meaning():
-            await asyncio.to_thread(_prepare, Path(parsed.database or ""))
-            await _check(parsed)
+            await asyncio.to_thread(_prepare, path)
+            await _check(path)
             async with AsyncExitStack() as opened:
-                engine = _engine(parsed)
+                engine = _engine(path)
                 opened.push_async_callback(engine.dispose)
                 async with engine.begin() as connection:
                     await connection.run_sync(migrate.upgrade)
-                reader = await _driver(opened, engine, "query_only = ON")
-                recorder = await _driver(opened, engine, "synchronous = NORMAL")
-                return cls(engine, reader, recorder, opened.pop_all())
+                direct = await _driver(opened, engine)
+                await direct.execute_fetchall("PRAGMA synchronous = NORMAL")
+                return cls(engine, direct, opened.pop_all())
 
     async def read(self, statement: Select[Any], parameters: Mapping[str, Any]) -> list[Any]:
         """All rows. `statement` is a constant of the program: it is compiled once and kept."""
-        return await self._send(self._reader, statement, parameters)
+        return await self._send(statement, parameters)
 
     async def record(self, statement: Statement, parameters: Mapping[str, Any]) -> None:
         """One statement that changes something; `statement` as for `read`."""
         async with self._writing:
-            await self._send(self._recorder, statement, parameters)
+            await self._send(statement, parameters)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -114,8 +114,6 @@ class Sqlite:
                     yield connection
 
     async def aclose(self) -> None:
-        if self._closed:
-            return
         self._closed = True
         async with self._writing:
             await self._opened.aclose()
@@ -124,9 +122,7 @@ class Sqlite:
         if self._closed:
             raise InternalError("the store is closed", "start the service again")
 
-    async def _send(
-        self, connection: aiosqlite.Connection, statement: Statement, parameters: Mapping[str, Any]
-    ) -> list[Any]:
+    async def _send(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
         compiled = self._compiled.get(statement)
         if compiled is None:
             compiled = statement.compile(dialect=self._dialect, column_keys=list(parameters))
@@ -134,7 +130,7 @@ class Sqlite:
         values = compiled.construct_params(parameters)
         self._check_open()
         with meaning():
-            return list(await connection.execute_fetchall(compiled.string, values))
+            return list(await self._direct.execute_fetchall(compiled.string, values))
 
 
 @contextmanager
@@ -146,9 +142,12 @@ def meaning() -> Iterator[None]:
         raise _translated(error.orig or error) from error
     except sqlite3.Error as error:
         raise _translated(error) from error
+    except SQLAlchemyError as error:
+        raise InternalError(f"the store failed: {type(error).__name__}") from error
     except OSError as error:
         raise InternalError(
-            f"the store cannot be opened: {error.strerror}", "see to the rights of its folder"
+            f"the store cannot be opened: {error.strerror or error}",
+            "see to the rights of its folder",
         ) from error
     except UnicodeEncodeError as error:
         raise DataError("a text that is not valid Unicode cannot be stored") from error
@@ -166,16 +165,11 @@ def _translated(error: BaseException) -> Exception:
     return InternalError(*_MEANINGS.get(primary, (f"the store failed: {error}", "")))
 
 
-def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise UsageError("the database's URL cannot be read", _URL_HINT) from error
-    if parsed.drivername != "sqlite+aiosqlite":
-        raise UsageError(f"no store is kept in {parsed.drivername}", _URL_HINT)
-    if not parsed.database or parsed.database.startswith((":", "file:")) or parsed.query:
-        raise UsageError("the database's URL must name a file, and nothing else", _URL_HINT)
-    return parsed.set(database=str(Path(parsed.database).absolute()))
+def _parse(url: str) -> Path:
+    scheme, _, path = url.partition(":///")
+    if scheme != SCHEME or not path or path.startswith((":", "file:")) or "?" in path:
+        raise UsageError("the database's URL does not name a file of SQLite", _URL_HINT)
+    return Path(path).absolute()
 
 
 def _prepare(path: Path) -> None:
@@ -186,10 +180,11 @@ def _prepare(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-async def _check(url: URL) -> None:
+async def _check(path: Path) -> None:
     # Read-only: opened otherwise, even a store that is refused would have its log written back.
+    query = {"mode": "ro", "uri": "true"}
     engine = create_async_engine(
-        url.set(database=f"file:{quote(url.database or '')}", query={"mode": "ro", "uri": "true"}),
+        URL.create(SCHEME, database=f"file:{quote(str(path))}", query=query),
         connect_args={"timeout": BUSY_TIMEOUT},
     )
     try:
@@ -199,12 +194,12 @@ async def _check(url: URL) -> None:
         await engine.dispose()
 
 
-def _engine(url: URL) -> AsyncEngine:
+def _engine(path: Path) -> AsyncEngine:
     # No isolation level is the driver's autocommit: BEGIN is sent here, so that it takes the right
     # to write at once, and so that changes of the schema are within it too.
     engine = create_async_engine(
-        url,
-        pool_size=3,
+        URL.create(SCHEME, database=str(path)),
+        pool_size=2,
         max_overflow=0,
         hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None},
@@ -224,10 +219,8 @@ def _engine(url: URL) -> AsyncEngine:
     return engine
 
 
-async def _driver(opened: AsyncExitStack, engine: AsyncEngine, pragma: str) -> aiosqlite.Connection:
+async def _driver(opened: AsyncExitStack, engine: AsyncEngine) -> aiosqlite.Connection:
     """The driver's own connection, held until `opened` is closed."""
     held = await opened.enter_async_context(engine.connect())
     raw = await held.get_raw_connection()
-    connection = cast("aiosqlite.Connection", raw.driver_connection)
-    await connection.execute_fetchall(f"PRAGMA {pragma}")
-    return connection
+    return cast("aiosqlite.Connection", raw.driver_connection)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
-from cmdsvc.engine import Engine, EngineSettings, Sources
+from cmdsvc.engine import Engine, EngineSettings
 from cmdsvc.errors import EngineError
 from cmdsvc.recipe import Recipe
 from tests.availability import ENGINES, unavailable
-from tests.contracts.engine_lab import CANARY, LIMITS, Lab, Progress
+from tests.contracts.engine_lab import CANARY, LIMITS, Lab, Progress, kit_sources, maker
 
 if TYPE_CHECKING:
     from tests.kit import Kit, Server
-
-Maker = Callable[[EngineSettings], Engine]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -43,24 +42,25 @@ def canary() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def make(engine_name: str) -> Iterator[Maker]:
-    """Makes a closed engine of the kind."""
-    if engine_name == "bubblewrap":
-        from cmdsvc.engine.bubblewrap import BubblewrapEngine
-
-        yield BubblewrapEngine
+def docker_host(engine_name: str) -> Iterator[str]:
+    """Where a Docker engine is, "" where none is needed."""
+    if engine_name != "docker":
+        yield ""
         return
-    from cmdsvc.engine.docker import DockerEngine
     from tests import dockerd
 
-    with dockerd.running() as host:
-        yield lambda settings: DockerEngine(settings, host)
+    with contextlib.ExitStack() as stack:
+        try:
+            host = stack.enter_context(dockerd.docker_host())
+        except dockerd.NoDockerError as error:
+            unavailable(str(error))
+        yield host
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def lab(
+async def lab(  # noqa: PLR0917 - fixtures are asked for by name
     engine_name: str,
-    make: Maker,
+    docker_host: str,
     canary: str,
     kit: Kit,
     mirror: Server,
@@ -72,28 +72,34 @@ async def lab(
     settings = EngineSettings(
         data_dir=private / "engine",
         instance=f"test-{secrets.token_hex(6)}",
-        sources=Sources(
-            bases={"alpine": str(kit.base)},
-            alpine_mirrors=tuple(
-                f"{mirror.url}/{name}" for name in ("main", "community", "broken")
-            ),
-            apk_keys=kit.keys,
-        ),
+        sources=kit_sources(kit, mirror.url),
         limits=LIMITS,
         build_timeout=120.0,
     )
-    recipe = Recipe("alpine", "", (), str(kit.base))
-    engine = make(settings)
+    make = maker(engine_name, docker_host)
+    lab = Lab(
+        engine_name,
+        make(settings),
+        settings,
+        make,
+        Recipe("alpine", "", (), str(kit.base)),
+        docker_host,
+    )
+    lab.instances.append(settings.instance)
     try:
-        await engine.open()
-    except EngineError as error:
-        await engine.aclose()
-        unavailable(f"{engine_name}: {error}")
-    try:
-        await engine.build(recipe, Progress())
-        yield Lab(engine_name, engine, settings, make, recipe)
+        try:
+            await lab.engine.open()
+        except EngineError as error:
+            unavailable(f"{engine_name}: {error}")
+        await lab.engine.build(lab.recipe, Progress())
+        yield lab
     finally:
-        await engine.aclose()
+        await lab.engine.aclose()
+        if docker_host:
+            from tests import dockerd
+
+            for instance in lab.instances:
+                dockerd.purge(docker_host, instance)
 
 
 @pytest.fixture

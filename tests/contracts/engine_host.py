@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import docker
 
 from cmdsvc.engine import EngineSettings
 
@@ -67,11 +67,11 @@ def resident() -> int:
 async def until(condition: Callable[[], object], *, within: float = 20.0) -> None:
     """Looks again until `condition` holds: for what the kernel tells nobody of."""
     async with asyncio.timeout(within):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.02)
 
 
-def traces(settings: EngineSettings) -> Counter[str]:
+def traces(settings: EngineSettings, docker_host: str = "") -> Counter[str]:
     """All that tells on this machine of an engine with these settings, outside of its data folder.
 
     Processes that name its instance or its data folder, or have a mount from it; cgroups and
@@ -94,7 +94,7 @@ def traces(settings: EngineSettings) -> Counter[str]:
     for folder, _, _ in os.walk(CGROUPS):
         if settings.instance in folder:
             found[f"cgroup {folder}"] += 1
-    for container in containers(settings.instance):
+    for container in containers(docker_host, settings.instance):
         found[f"container {container}"] += 1
     for line in (PROC / "self/mountinfo").read_text().splitlines():
         if any(word in line for word in words):
@@ -113,25 +113,20 @@ def tree(folder: Path, depth: int = 3) -> set[str]:
     return names
 
 
-def containers(instance: str) -> list[str]:
-    """The Docker containers whose labels name `instance`; none where there is no Docker engine."""
-    return [
-        f"{c['ID']} {c['State']}" for c in _docker("ps", "-a") if instance in c.get("Labels", "")
-    ]
-
-
-def _docker(*words: str) -> list[dict[str, str]]:
-    try:
-        done = subprocess.run(
-            ["docker", *words, "--no-trunc", "--format", "{{json .}}"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    except FileNotFoundError:
+def containers(docker_host: str, instance: str) -> list[str]:
+    """The Docker containers whose labels name `instance`; none without a Docker engine."""
+    if not docker_host:
         return []
-    return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    client = docker.DockerClient(base_url=docker_host, version="auto")
+    try:
+        found = client.api.containers(all=True)
+    finally:
+        client.close()
+    return [
+        f"{c['Id'][:12]} {c['State']} {c['Labels']}"
+        for c in found
+        if instance in (c["Labels"] or {}).values()
+    ]
 
 
 def _cgroups(pid: int) -> set[Path]:

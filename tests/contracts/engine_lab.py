@@ -6,15 +6,20 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING
 
 from cmdsvc.engine import Engine, EngineSettings, Invocation, Sources
 from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR, Limits, Network, Outcome, Terminal
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import CallerGone, Event, Job
+from tests.contracts import engine_host as host
+
+if TYPE_CHECKING:
+    from tests.kit import Kit
 
 MB = 1 << 20
 PATIENCE = 60.0
@@ -106,7 +111,14 @@ class Lab:
     make: Callable[[EngineSettings], Engine]
     recipe: Recipe
     """The bare base; built."""
-    limits: Limits = field(default=LIMITS)
+    docker_host: str = ""
+    """Where the Docker engine is, if it is one."""
+    limits: Limits = LIMITS
+    instances: list[str] = field(default_factory=list)
+    """Of all engines made, so that what they keep can be removed in the end."""
+
+    def traces(self) -> Counter[str]:
+        return host.traces(self.settings, self.docker_host)
 
     def layer(self, *packages: str, tag: str = "") -> Recipe:
         return dataclasses.replace(self.recipe, packages=tuple(sorted(packages)), tag=tag)
@@ -206,6 +218,7 @@ class Lab:
             sources=sources or self.settings.sources,
             build_timeout=build_timeout,
         )
+        self.instances.append(settings.instance)
         engine = self.make(settings)
         try:
             async with asyncio.timeout(PATIENCE):
@@ -214,6 +227,28 @@ class Lab:
         finally:
             async with asyncio.timeout(PATIENCE):
                 await engine.aclose()
+
+
+def maker(name: str, docker_host: str) -> Callable[[EngineSettings], Engine]:
+    """What makes a closed engine of that kind."""
+    if name == "bubblewrap":
+        from cmdsvc.engine.bubblewrap import BubblewrapEngine
+
+        return BubblewrapEngine
+    from cmdsvc.engine.docker import DockerEngine
+
+    return lambda settings: DockerEngine(settings, docker_host)
+
+
+def kit_sources(kit: Kit, mirror: str, *repositories: str, keys: bool = True) -> Sources:
+    """The offline kit as the operator's setting; `mirror` is the URL that serves it."""
+    return Sources(
+        bases={"alpine": str(kit.base)},
+        alpine_mirrors=tuple(
+            f"{mirror}/{name}" for name in repositories or ("main", "community", "broken")
+        ),
+        apk_keys=kit.keys if keys else None,
+    )
 
 
 async def feed(job: Job, data: bytes) -> None:
@@ -265,14 +300,19 @@ class Progress:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self._changed = asyncio.Event()
 
     def __call__(self, line: str) -> None:
         assert "\n" not in line, line
         self.lines.append(line)
+        self._changed.set()
 
     def __contains__(self, text: str) -> bool:
         return any(text in line for line in self.lines)
 
-    @classmethod
-    def new(cls) -> Self:
-        return cls()
+    async def saw(self, text: str) -> None:
+        """Returns when a line with `text` has come."""
+        async with asyncio.timeout(PATIENCE):
+            while text not in self:
+                self._changed.clear()
+                await self._changed.wait()

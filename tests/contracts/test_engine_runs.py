@@ -118,7 +118,9 @@ async def test_what_one_run_writes_the_next_does_not_see(lab: Lab) -> None:
 
 
 async def test_the_script_is_read_only_and_as_it_came(lab: Lab) -> None:
-    body = b"#!/bin/sh\nstat -c %a $0; sha256sum <$0; echo x 2>/dev/null >>$0 || echo refused; exit\n"
+    body = (
+        b"#!/bin/sh\nstat -c %a $0; sha256sum <$0; echo x 2>/dev/null >>$0 || echo refused; exit\n"
+    )
     body += bytes(range(256)) * 4000  # NUL bytes too: the shell has left by then
     result = await lab.run(body)
     assert result.lines == ["555", f"{hashlib.sha256(body).hexdigest()}  -", "refused"]
@@ -141,7 +143,7 @@ async def test_a_shebang_by_env(lab: Lab) -> None:
 
 
 async def test_an_interpreter_that_is_no_shell(lab: Lab) -> None:
-    script = b'#!/usr/bin/awk -f\nBEGIN { print ARGC, ARGV[1]; exit 5 }\n'
+    script = b"#!/usr/bin/awk -f\nBEGIN { print ARGC, ARGV[1]; exit 5 }\n"
     result = await lab.run(script, "x")
     assert (result.status, result.stdout) == (5, b"2 x\n")
 
@@ -163,7 +165,9 @@ async def test_a_program_is_found_whatever_the_environment_says(lab: Lab) -> Non
     assert (await lab.run(None, argv=(b"echo", b"x"), env={})).ok() == b"x\n"
 
 
-@pytest.mark.parametrize("name", [b"no-such-program", b"/no/such", b"no such $(exit 1)", b"-n", b"A=B"])
+@pytest.mark.parametrize(
+    "name", [b"no-such-program", b"/no/such", b"no such $(exit 1)", b"-n", b"A=B"]
+)
 async def test_a_program_that_is_not_there(lab: Lab, name: bytes) -> None:
     result = await lab.run(None, argv=(name, b"x"))
     assert result.status == 127

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kit import alpine_base, alpine_image, apk, caching, debs, extras
+from tests.kit import alpine_base, alpine_image, apk, caching, extras
 from tests.kit.debian_base import debian
 from tests.kit.process import KitError
 from tests.kit.server import Server
@@ -68,8 +68,7 @@ def _make(folder: Path) -> None:
             mirrors=mirrors,
             work=_new(work / "base"),
         )
-        from_debian = debs.fetch(extras.DEBIAN, _new(work / "debs"))
-        community = extras.community(from_debian, work)
+        community = extras.community(_new(work / "community"))
         apk.write_repository(repo / "community", community, key, "kit community")
         apk.write_repository(repo / "broken", extras.broken(), key, "kit broken")
         extras.spoil(repo / "broken")

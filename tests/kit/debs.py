@@ -42,14 +42,23 @@ class Debs:
 
     def _libraries(self, program: Path) -> list[Path]:
         """The loader, and what it would load for `program`, as it says itself."""
-        loader = next(self.root.rglob(_LOADER)).resolve()
+        loaders = self.root.rglob(_LOADER)
+        loader = next(path for path in loaders if not path.is_symlink())  # links lead out of root
         folders = ":".join(str(path) for path in sorted(self.root.rglob("x86_64-linux-gnu")))
         told = run([loader, "--inhibit-cache", "--list", "--library-path", folders, program])
         libraries = [Path(path) for path in re.findall(r"=> (/\S+)", told)]
         foreign = [path for path in libraries if not path.is_relative_to(self.root)]
         if foreign or "not found" in told:
             raise KitError(f"{program.name} needs libraries of other Debian packages:\n{told}")
-        return [self.root / loader.with_name(_LOADER), *libraries]
+        return [loader, *libraries]
+
+
+def with_dependencies(names: Iterable[str]) -> list[str]:
+    """The packages and all that they depend on, under this release's names."""
+    kinds = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
+    options = ["--recurse", *(f"--no-{kind}" for kind in kinds)]
+    told = run(["apt-cache", "depends", *options, *names])
+    return [line for line in told.splitlines() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", line)]
 
 
 def fetch(names: Iterable[str], folder: Path) -> Debs:

@@ -5,25 +5,10 @@ from hashlib import shake_256
 from pathlib import Path
 
 from tests.kit import apk
-from tests.kit.debs import Debs
+from tests.kit.debs import Debs, fetch, with_dependencies
 
-DEBIAN = (
-    "bash-static",
-    "jq",
-    "libjq1",
-    "libonig5",
-    "qrencode",
-    "libqrencode4",
-    "libpng16-16",
-    "zlib1g",
-    "whois",
-    "libidn2-0",
-    "libunistring2",
-    "libcrypt1",
-    "uuid-runtime",
-    "libuuid1",
-    "libc6",
-)
+FROM_DEBIAN = ("jq", "qrencode", "whois")
+FROM_DEBIAN_ALONE = ("bash-static", "uuid-runtime", "libuuid1")  # they depend on much else
 ZEROS = 300 << 20
 
 _ADD_SHELL = b"#!/bin/sh\nadd-shell /bin/bash\nexit 0\n"
@@ -36,8 +21,12 @@ chown owned:owned /var/lib/owned/made
 """
 
 
-def community(debs: Debs, work: Path) -> list[apk.Package]:
-    """What installs: Debian's programs under their Alpine names, and a few odd ones."""
+def community(work: Path) -> list[apk.Package]:
+    """What installs: Debian's programs under their Alpine names, and a few odd ones.
+
+    What is fetched for it goes into the empty folder `work`, and is to stay until it is written.
+    """
+    debs = fetch([*with_dependencies(FROM_DEBIAN), *FROM_DEBIAN_ALONE], work)
     zeros = work / "zeros"
     with zeros.open("wb") as out:
         out.truncate(ZEROS)

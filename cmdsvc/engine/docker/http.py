@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -35,6 +36,9 @@ _ACTIVE: Final = 64
 
 _ANSWER: Final = 16 * 2**20
 """Bytes of an answer's body at most."""
+
+_UPLOAD: Final = 2**20
+"""Bytes of a file that are read at once."""
 
 _BUFFER: Final = 2**17
 """Bytes: a stream's reader holds up to twice this before the engine has to wait."""
@@ -97,7 +101,7 @@ class Stream:
                 self.writer.write_eof()
 
     def close(self) -> None:
-        self.writer.close()
+        self.writer.transport.abort()  # what it did not take yet is of no use
         if self.process is not None and self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.terminate()
@@ -112,13 +116,20 @@ class _Connection:
     def usable(self) -> bool:
         return not self.stream.reader.at_eof() and not self.stream.writer.is_closing()
 
-    async def send(self, request: h11.Request, body: bytes) -> None:
-        self.stream.writer.write(
-            (self.http.send(request) or b"")
-            + ((self.http.send(h11.Data(data=body)) or b"") if body else b"")
-            + (self.http.send(h11.EndOfMessage()) or b"")
-        )
-        await self.stream.writer.drain()
+    async def send(self, request: h11.Request, body: bytes | Path) -> None:
+        await self._write(self.http.send(request))
+        if isinstance(body, bytes):
+            await self._write(self.http.send(h11.Data(data=body)))
+        else:
+            with body.open("rb") as file:
+                while data := await asyncio.to_thread(file.read, _UPLOAD):
+                    await self._write(self.http.send(h11.Data(data=data)))
+        await self._write(self.http.send(h11.EndOfMessage()))
+
+    async def _write(self, data: bytes | None) -> None:
+        if data:
+            self.stream.writer.write(data)
+            await self.stream.writer.drain()
 
     async def event(self) -> h11.Event:
         while True:
@@ -165,7 +176,8 @@ class Api:
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self._prefix = ""
+        self.version = ""
+        """Of the API, once it was negotiated."""
         self._idle: list[_Connection] = []
         self._active = asyncio.Semaphore(_ACTIVE)
 
@@ -175,7 +187,7 @@ class Api:
         The oldest that has all that is needed, or the oldest that the engine still speaks: Engine
         29 refuses what is older than 1.44, and an old one what is newer than itself.
         """
-        self._prefix = ""
+        self.version = ""
         version: Mapping[str, Any] = await self.call("GET", "/version")
         newest, oldest = version["ApiVersion"], version.get("MinAPIVersion", OLDEST_API)
         if _number(newest) < _number(OLDEST_API):
@@ -183,7 +195,7 @@ class Api:
                 f"the Docker engine {version['Version']} is too old: its API is {newest}",
                 f"use one with API {OLDEST_API}, Docker 20.10, or newer",
             )
-        self._prefix = f"/v{max(OLDEST_API, oldest, key=_number)}"
+        self.version = max(OLDEST_API, oldest, key=_number)
         return version
 
     async def call(
@@ -193,16 +205,33 @@ class Api:
         *,
         query: Mapping[str, str] | None = None,
         body: object = None,
-        tar: bytes | None = None,
+        tar: bytes | Path | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - in the error's words
     ) -> Any:
-        """One request, with a JSON `body` or a `tar`; the answer's JSON, or None where it has none.
+        """One request, with a JSON `body` or a `tar`.
 
+        Gives the answer's JSON (a list where it is one value a line), None where it is empty.
         Raises ApiError for a status of 400 or more, else EngineError.
         """
-        request, data = self._request(method, path, query, body, tar)
+        return _decoded(
+            await self.fetch(method, path, query=query, body=body, tar=tar, timeout=timeout)
+        )
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        tar: bytes | Path | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - in the error's words
+    ) -> bytes:
+        """As `call`, the answer as it came."""
+        data = tar if tar is not None else b"" if body is None else json.dumps(body).encode()
+        request = self._request(method, path, query, data, tar is not None)
         status, answer = 0, b""
-        async with self._active, _bounded(self.host, timeout):
+        async with self.bounded(timeout), self._active:
             connection = await self._connection()
             kept = False
             try:
@@ -215,7 +244,7 @@ class Api:
                     connection.stream.close()
         if status >= 400:
             raise ApiError(status, _message(answer))
-        return _decoded(answer)
+        return answer
 
     async def upgrade(
         self,
@@ -226,13 +255,14 @@ class Api:
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - in the error's words
     ) -> Stream:
         """POSTs and turns the connection into a stream, which the caller closes."""
-        request, data = self._request("POST", path, query, body, None)
+        data = b"" if body is None else json.dumps(body).encode()
+        request = self._request("POST", path, query, data, False)
         request = h11.Request(
             method=request.method,
             target=request.target,
             headers=[*request.headers, ("Connection", "Upgrade"), ("Upgrade", "tcp")],
         )
-        async with _bounded(self.host, timeout):
+        async with self.bounded(timeout):
             connection = _Connection(await _connect(self.host))
             switched = False
             try:
@@ -245,6 +275,10 @@ class Api:
                 if not switched:
                     connection.stream.close()
         return connection.upgraded()
+
+    def bounded(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """A limit of time, and what goes wrong with a connection told as an EngineError."""
+        return _bounded(self.host, seconds)
 
     async def aclose(self) -> None:
         while self._idle:
@@ -276,39 +310,31 @@ class Api:
         method: str,
         path: str,
         query: Mapping[str, str] | None,
-        body: object,
-        tar: bytes | None,
-    ) -> tuple[h11.Request, bytes]:
-        data = tar if tar is not None else b"" if body is None else json.dumps(body).encode()
-        kind = "application/x-tar" if tar is not None else "application/json"
-        target = f"{self._prefix}{path}" + (f"?{urlencode(query)}" if query else "")
-        headers = [("Host", "docker"), ("Content-Length", str(len(data)))]
-        if data:
-            headers.append(("Content-Type", kind))
-        return h11.Request(method=method, target=target, headers=headers), data
+        data: bytes | Path,
+        tar: bool,
+    ) -> h11.Request:
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        prefix = f"/v{self.version}" if self.version else ""
+        target = f"{prefix}{path}" + (f"?{urlencode(query)}" if query else "")
+        headers = [("Host", "docker"), ("Content-Length", str(size))]
+        if size:
+            headers.append(("Content-Type", "application/x-tar" if tar else "application/json"))
+        return h11.Request(method=method, target=target, headers=headers)
 
 
-class _bounded:  # noqa: N801 - a context manager, called like a function
-    """A limit of time, and what goes wrong with a connection told as an EngineError."""
-
-    def __init__(self, host: str, seconds: float) -> None:
-        self._host = host
-        self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
+@asynccontextmanager
+async def _bounded(host: str, seconds: float) -> AsyncIterator[None]:
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except (OSError, h11.ProtocolError) as error:
+        if limit.expired():
             raise EngineError(
-                f"the Docker engine at {self._host} did not answer within {self._seconds:g} s",
+                f"the Docker engine at {host} did not answer within {seconds:g} s",
                 "look at its log, or try again later",
             ) from error
-        if isinstance(error, (OSError, h11.ProtocolError)):
-            raise unreachable(self._host, error) from error
+        raise unreachable(host, error) from error
 
 
 def unreachable(host: str, error: BaseException) -> EngineError:

@@ -18,6 +18,9 @@ from cmdsvc.model import SCRIPT_PATH
 FOLDER: Final = PurePosixPath(SCRIPT_PATH.decode()).parent.as_posix()
 """Where the waiter puts what it is handed; writable to the run's user."""
 
+GROUP: Final = f"{FOLDER}/group"
+"""Holds the number of the process group that signals go to."""
+
 LINE: Final = 3000
 """Bytes: what is longer goes as counted blocks, for `read` takes a system call per byte."""
 
@@ -35,7 +38,8 @@ program's."""
 # program that cannot be executed is told by env or the shell: 126 or 127.
 WAITER: Final = f"""umask 022; trap : 1 2 3 4 6 8 10 11 12 13 14 15; N='
 '; exec 3>&2 2>/dev/null; t=; [ -t 0 ] && t=$(stty -g) && stty raw -echo
-: >{FOLDER}/main && : >{FOLDER}/args && chmod 755 {FOLDER}/main && printf R || exit 125
+: >{FOLDER}/main && : >{FOLDER}/args && chmod 755 {FOLDER}/main || exit 125
+echo $$ >{GROUP} && printf R || exit 125
 IFS= read -r l || exit 125
 eval "$l"; l=; [ "$t" ] && {{ stty "$t"; printf G; }}
 (exec "$@" 2>&3 3>&-)

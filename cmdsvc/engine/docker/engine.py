@@ -1,0 +1,241 @@
+"""The Docker engine: layers are images, a run is a container of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress
+from cmdsvc.engine.docker import findings, sandbox
+from cmdsvc.engine.docker.build import Build
+from cmdsvc.engine.docker.http import Api, ApiError, check_host, find_host
+from cmdsvc.engine.docker.images import DIGEST_LABEL, INSTANCE_LABEL, RUN_LABEL, Images
+from cmdsvc.engine.docker.janitor import Janitor, remove
+from cmdsvc.engine.docker.job import DockerJob
+from cmdsvc.engine.docker.sandbox import Shape
+from cmdsvc.engine.packages import plan
+from cmdsvc.errors import BusyError, DataError, EngineError
+from cmdsvc.model import Network
+from cmdsvc.recipe import Recipe
+from cmdsvc.relay import Job
+
+log = logging.getLogger(__name__)
+
+_BUILDS: Final = 4
+"""Builds at once; more wait."""
+
+
+class DockerEngine:
+    """Implements `cmdsvc.engine.Engine`.
+
+    `host` is where the engine is, as DOCKER_HOST has it; None: where the Docker command line would
+    look.
+    """
+
+    name = "docker"
+
+    def __init__(self, settings: EngineSettings, host: str | None = None) -> None:
+        self._settings = settings
+        self._api = Api(find_host(host))
+        self._janitor = Janitor(self._api)
+        self._images = Images(self._api, self._janitor, settings)
+        self._cpus = 0.0
+        self._here: set[str] = set()
+        self._network = f"{self._images.repository}-net"
+        self._network_made = False
+        self._network_lock = asyncio.Lock()
+        self._jobs: set[DockerJob] = set()
+        self._building: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._builds = asyncio.Semaphore(_BUILDS)
+
+    @property
+    def host(self) -> str:
+        """Where the engine is, as DOCKER_HOST has it."""
+        return self._api.host
+
+    @property
+    def networks(self) -> frozenset[Network]:
+        return frozenset({Network.INTERNET, Network.NONE})
+
+    async def open(self) -> None:
+        check_host(self.host)
+        await self._api.negotiate()
+        self._cpus = float((await self._api.call("GET", "/info"))["NCPU"])
+        await self._sweep()
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(job.aclose() for job in list(self._jobs)), return_exceptions=True)
+        await self._janitor.aclose()
+        self._images.close()
+        await self._api.aclose()
+
+    async def check(self) -> list[Finding]:
+        api = Api(self.host)
+        try:
+            check_host(self.host)
+            version = await api.negotiate()
+            info = await api.call("GET", "/info")
+        except EngineError as error:
+            return [Finding("error", error.what, error.hint)]
+        finally:
+            await api.aclose()
+        return findings.of(self.host, version, info, self._settings.docker_runtime)
+
+    async def pull(self, base: str, tag: str, progress: Progress) -> None:
+        source = self._settings.sources.bases.get(base)
+        if source is None:
+            names = ", ".join(sorted(self._settings.sources.bases))
+            raise DataError(f"no base is called {base!r}", f"use one of {names}")
+        await self._images.base(base, tag, source, progress, again=True)
+
+    async def has(self, recipe: Recipe) -> bool:
+        digest = recipe.digest
+        if digest not in self._here:
+            if not await self._images.has(self._images.layer(digest)):
+                return False
+            self._here.add(digest)
+        return True
+
+    async def build(self, recipe: Recipe, progress: Progress) -> None:
+        digest = recipe.digest
+        async with self._building.setdefault(digest, asyncio.Lock()):
+            if await self._images.has(self._images.layer(digest)):
+                return
+            seconds = self._settings.build_timeout
+            async with self._builds:
+                try:
+                    async with asyncio.timeout(seconds):
+                        await self._build(recipe, progress)
+                except TimeoutError as error:
+                    raise BusyError(
+                        f"the build took longer than {seconds:g} s", "try again later"
+                    ) from error
+            self._here.add(digest)
+
+    async def start(self, invocation: Invocation) -> Job:
+        digest = invocation.recipe.digest
+        try:
+            job = await self._start(invocation)
+        except ApiError as error:
+            if error.status == 404 and "no such image" in error.message.lower():
+                self._here.discard(digest)
+                raise LookupError(f"there is no layer {digest[:24]}") from error
+            if error.status != 404 or invocation.network is Network.NONE:
+                raise
+            # The network was removed behind our back: it is made anew, once.
+            self._network_made = False
+            job = await self._start(invocation)
+        self._jobs.add(job)
+        return job
+
+    async def purge(self) -> None:
+        """Removes all that this instance has in the engine: containers, images, its network."""
+        await self._sweep()
+        self._here.clear()
+        self._network_made = False
+        for name in (self._images.repository, f"{self._images.repository}-base"):
+            for image in await self._api.call("GET", "/images/json", query=_where(reference=name)):
+                for tag in image["RepoTags"] or ():
+                    await self._delete(f"/images/{tag}")
+        await self._delete(f"/networks/{self._network}")
+
+    async def _start(self, invocation: Invocation) -> DockerJob:
+        shape = await self._shape(invocation)
+        labels = {**self._images.labels, RUN_LABEL: invocation.run_id}
+        description = sandbox.description(shape, labels, self._cpus)
+        container = await self._janitor.create(description)
+        waiting = None
+        try:
+            waiting = await sandbox.start(self._api, container, shape, invocation.terminal)
+            handed = await sandbox.give(self._api, waiting, invocation)
+        except BaseException:
+            if waiting is not None:
+                waiting.stream.close()
+            await self._janitor.discard(container)
+            raise
+        return DockerJob(self._api, self._janitor, handed, self._jobs.discard)
+
+    async def _shape(self, invocation: Invocation) -> Shape:
+        network = "none"
+        if invocation.network is Network.INTERNET:
+            await self._make_network()
+            network = self._network
+        return Shape(
+            image=self._images.layer(invocation.recipe.digest),
+            limits=invocation.limits,
+            network=network,
+            terminal=invocation.terminal is not None,
+            runtime=self._settings.docker_runtime,
+        )
+
+    async def _make_network(self) -> None:
+        """A bridge of the service's own, in which containers do not reach each other."""
+        async with self._network_lock:
+            if self._network_made:
+                return
+            body = {
+                "Name": self._network,
+                "CheckDuplicate": True,
+                "Driver": "bridge",
+                "Options": {"com.docker.network.bridge.enable_icc": "false"},
+                "Labels": self._images.labels,
+            }
+            try:
+                await self._api.call("POST", "/networks/create", body=body)
+            except ApiError as error:
+                if error.status != 409:
+                    raise
+                await self._check_network()
+            self._network_made = True
+
+    async def _check_network(self) -> None:
+        there = await self._api.call("GET", f"/networks/{self._network}")
+        separate = there["Options"].get("com.docker.network.bridge.enable_icc") == "false"
+        mine = there["Labels"].get(INSTANCE_LABEL) == self._settings.instance
+        if not (separate and mine):
+            raise EngineError(
+                f"the Docker network {self._network!r} was not made by this service",
+                f"remove it: docker network rm {self._network}",
+            )
+
+    async def _build(self, recipe: Recipe, progress: Progress) -> None:
+        what = plan(recipe, self._settings.sources)
+        base = await self._images.base(recipe.base, recipe.tag, recipe.source, progress)
+        if not what.steps:
+            await self._images.tag(base, recipe.digest)
+            return
+        labels = {**self._images.labels, DIGEST_LABEL: recipe.digest}
+        build = Build(self._api, self._janitor, recipe, labels, progress)
+        await build.run(
+            what,
+            base,
+            self._images.repository,
+            recipe.digest[:24],
+            self._settings.build_timeout,
+        )
+
+    async def _sweep(self) -> None:
+        """Removes the containers that a dead server of this instance left behind."""
+        query = {"all": "1", **_where(label=f"{INSTANCE_LABEL}={self._settings.instance}")}
+        found: list[Mapping[str, Any]] = await self._api.call(
+            "GET", "/containers/json", query=query
+        )
+        if found:
+            log.info("removing %d containers that were left behind", len(found))
+        for container in found:
+            await remove(self._api, container["Id"])
+
+    async def _delete(self, path: str) -> None:
+        try:
+            await self._api.call("DELETE", path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+
+def _where(**filters: str) -> dict[str, str]:
+    return {"filters": json.dumps({name: [value] for name, value in filters.items()})}

@@ -1,0 +1,268 @@
+"""Images of the engine: bases, fetched or imported, and the names that layers have."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import posixpath
+import re
+import tarfile
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+from weakref import WeakValueDictionary
+
+import docker
+import requests
+
+from cmdsvc.engine import EngineSettings, Progress, bases
+from cmdsvc.engine.docker.http import Api, ApiError, unreachable
+from cmdsvc.engine.docker.janitor import Janitor
+from cmdsvc.errors import BusyError, DataError, EngineError, printable
+
+INSTANCE_LABEL: Final = "cmdsvc.instance"
+RUN_LABEL: Final = "cmdsvc.run"
+DIGEST_LABEL: Final = "cmdsvc.digest"
+
+_STALL: Final = 60
+"""Seconds without a word from the engine while it fetches an image."""
+
+_IMPORT_TIMEOUT: Final = 600.0
+
+_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
+
+_NOT_THERE: Final = re.compile(
+    r"manifest unknown|manifest for .* not found|not found: |repository .*(does not exist|not found)|"
+    r"requested access to the resource is denied|no matching manifest|invalid reference format"
+)
+"""In the engine's words: there is no such image, and trying again will not change that."""
+
+
+class Images:
+    """What the engine has of this instance, and what it can get."""
+
+    def __init__(self, api: Api, janitor: Janitor, settings: EngineSettings) -> None:
+        self._api = api
+        self._janitor = janitor
+        self._settings = settings
+        name = settings.instance
+        if not _REPOSITORY.fullmatch(name) or len(name) > 64:
+            name = hashlib.sha256(name.encode()).hexdigest()[:16]
+        self.repository = f"cmdsvc-{name}"
+        self.labels = {INSTANCE_LABEL: settings.instance}
+        # The engine's own client keeps a registry's credentials; it blocks, so it has a thread.
+        self._threads = ThreadPoolExecutor(2, "docker-pull")
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._releases: dict[str, bytes] = {}
+
+    def layer(self, digest: str) -> str:
+        """The name of the image that is the layer."""
+        return f"{self.repository}:{digest[:24]}"
+
+    async def has(self, image: str) -> bool:
+        try:
+            await self._api.call("GET", f"/images/{quote(image, safe=':/@')}/json")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
+    async def tag(self, image: str, digest: str) -> None:
+        query = {"repo": self.repository, "tag": digest[:24]}
+        await self._api.call("POST", f"/images/{quote(image, safe=':/@')}/tag", query=query)
+
+    async def base(
+        self, base: str, tag: str, source: str, progress: Progress, *, again: bool = False
+    ) -> str:
+        """The name of the image of `base`:`tag`, fetched from `source` where it is missing.
+
+        Errors: DataError (there is no such base), BusyError (it cannot be fetched now).
+        """
+        if bases.is_tarball(source):
+            return await self._imported(base, tag, source, progress, again=again)
+        image = reference(base, tag, source)
+        async with self._lock(image):
+            if again or not await self.has(image):
+                await self._pull(image, progress)
+        return image
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _imported(
+        self, base: str, tag: str, source: str, progress: Progress, *, again: bool
+    ) -> str:
+        name = hashlib.sha256(source.encode()).hexdigest()[:24]
+        image = f"{self.repository}-base:{name}"
+        async with self._lock(image):
+            if again or not await self.has(image):
+                cache = self._settings.data_dir / "bases"
+                tarball = await bases.fetch(source, cache, progress)
+                progress(f"Importing {source}")
+                await self._import(tarball, name)
+                self._releases.pop(source, None)
+            if source not in self._releases:
+                self._releases[source] = await self._os_release(image)
+        bases.check_os_release(base, tag, self._releases[source])
+        return image
+
+    async def _import(self, tarball: Path, name: str) -> None:
+        try:
+            answer = await self._api.call(
+                "POST",
+                "/images/create",
+                query={
+                    "fromSrc": "-",
+                    "repo": f"{self.repository}-base",
+                    "tag": name,
+                    "changes": f'LABEL {INSTANCE_LABEL}="{self.labels[INSTANCE_LABEL]}"',
+                },
+                tar=tarball,
+                timeout=_IMPORT_TIMEOUT,
+            )
+        except ApiError as error:
+            raise DataError(
+                f"{tarball} cannot be imported: {error.message}",
+                "see whether it is a whole tarball",
+            ) from error
+        for event in answer if isinstance(answer, list) else [answer]:
+            if isinstance(event, dict) and "error" in event:
+                raise DataError(
+                    f"{tarball} cannot be imported: {event['error']}",
+                    "see whether it is a whole tarball",
+                )
+
+    async def _os_release(self, image: str) -> bytes:
+        """etc/os-release of an image, b"" where it has none."""
+        container = await self._janitor.create(
+            {"Image": image, "Cmd": ["/bin/sh"], "Labels": self.labels}
+        )
+        try:
+            path = "/etc/os-release"
+            for _ in range(4):
+                data = await self._api.fetch(
+                    "GET", f"/containers/{container}/archive", query={"path": path}
+                )
+                with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                    member = archive.next()
+                    if member is None or not member.issym():
+                        file = archive.extractfile(member) if member else None
+                        return file.read() if file else b""
+                    path = posixpath.normpath(
+                        posixpath.join(posixpath.dirname(path), member.linkname)
+                    )
+        except ApiError as error:
+            if error.status != 404:
+                raise
+        except tarfile.TarError:
+            pass
+        finally:
+            await self._janitor.discard(container)
+        return b""
+
+    async def _pull(self, image: str, progress: Progress) -> None:
+        loop = asyncio.get_running_loop()
+        given_up = threading.Event()
+
+        def tell(line: str) -> None:
+            loop.call_soon_threadsafe(progress, line)
+
+        try:
+            async with self._api.bounded(2 * self._settings.build_timeout):
+                await loop.run_in_executor(self._threads, self._pull_here, image, tell, given_up)
+        finally:
+            given_up.set()
+
+    def _pull_here(self, image: str, tell: Progress, given_up: threading.Event) -> None:
+        """In a thread: it notices that it is not wanted any more with the next word it hears."""
+        try:
+            client = docker.APIClient(
+                base_url=self._api.host,
+                version=self._api.version,
+                timeout=_STALL,
+                use_ssh_client=True,
+            )
+            try:
+                for event in client.pull(*_split(image), stream=True, decode=True):
+                    if given_up.is_set():
+                        return
+                    if "error" in event:
+                        raise _not_pulled(image, event["error"])
+                    if line := _line(event):
+                        tell(line)
+            finally:
+                client.close()
+        except docker.errors.NotFound as error:
+            raise _not_there(image, error.explanation or "") from error
+        except docker.errors.APIError as error:
+            raise _not_pulled(image, error.explanation or str(error)) from error
+        except requests.exceptions.ReadTimeout as error:
+            raise BusyError(
+                f"image {image!r} cannot be fetched: nothing came for {_STALL} s", "try again later"
+            ) from error
+        except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+            raise unreachable(self._api.host, error) from error
+        except RuntimeError as error:  # the loop that `tell` tells is gone
+            if not given_up.is_set():
+                raise EngineError(f"image {image!r} cannot be fetched: {error}") from error
+
+
+def reference(base: str, tag: str, source: str) -> str:
+    """The image that `base`:`tag` is, where `source` is an image reference.
+
+    Errors: DataError where `source` has a tag or a digest and `tag` is another, or where `tag` is
+    none.
+    """
+    if tag and not _TAG.fullmatch(tag):
+        raise DataError(f"{tag[:80]!r} cannot be a tag of {base!r}", "use one like 3.22 or 12-slim")
+    own = _split(source)[1]
+    if not own:
+        return f"{source}:{tag or 'latest'}"
+    if tag and tag != own:
+        raise DataError(
+            f"base {base!r} is {source!r} here, not {base}:{tag}",
+            f"leave the tag out, or ask the operator for {base}:{tag}",
+        )
+    return source
+
+
+def _split(image: str) -> tuple[str, str]:
+    """The repository, and the tag or digest, "" where there is none."""
+    repository, found, digest = image.partition("@")
+    if found:
+        return repository, digest
+    head, slash, last = image.rpartition("/")
+    name, _, tag = last.partition(":")
+    return f"{head}{slash}{name}", tag
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    """What a step of a pull says, "" for a mere move of its progress bar."""
+    if event.get("progressDetail"):
+        return ""
+    parts = [str(event[key]) for key in ("id", "status") if event.get(key)]
+    return printable(": ".join(parts))[:500]
+
+
+def _not_there(image: str, words: str) -> DataError:
+    return DataError(
+        f"image {image!r} cannot be had: {printable(words)[:300]}",
+        "check the tag on the first line",
+    )
+
+
+def _not_pulled(image: str, words: str) -> DataError | BusyError:
+    if _NOT_THERE.search(words):
+        return _not_there(image, words)
+    return BusyError(
+        f"image {image!r} cannot be fetched: {printable(words)[:300]}", "try again later"
+    )

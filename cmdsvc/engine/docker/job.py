@@ -1,0 +1,203 @@
+"""A run in its container."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from datetime import datetime
+from signal import Signals
+from typing import Any, Final
+
+from cmdsvc.engine.docker.http import Api, ApiError
+from cmdsvc.engine.docker.janitor import Janitor
+from cmdsvc.engine.docker.sandbox import Handed, resize
+from cmdsvc.engine.docker.waiter import GROUP, Trailer
+from cmdsvc.errors import EngineError
+from cmdsvc.model import Outcome, Reason
+
+log = logging.getLogger(__name__)
+
+_PASSED_ON: Final = frozenset(
+    {"ALRM", "HUP", "INT", "KILL", "PIPE", "QUIT", "TERM", "USR1", "USR2"}
+)
+"""Signals that the container's init passes on to the program's process group."""
+
+_DEADLY: Final = frozenset({"ABRT", "FPE", "ILL", "SEGV"})
+"""The others of RFC 4254 section 6.10: the kernel drops them for an init, so they are sent inside."""
+
+_KILL_TIMEOUT: Final = 10.0
+"""Seconds: an engine that hangs must not hold up its callers."""
+
+_NUMBERS: Final = frozenset(int(number) for number in Signals)
+
+
+class DockerJob:
+    """Implements `cmdsvc.relay.Job`."""
+
+    def __init__(
+        self, api: Api, janitor: Janitor, handed: Handed, closed: Callable[[DockerJob], None]
+    ) -> None:
+        self._api = api
+        self._janitor = janitor
+        self._waiting = handed.waiting
+        self._container = handed.waiting.container
+        self._ahead = handed.ahead
+        streams = (1,) if handed.waiting.terminal else (1, 2)
+        self._trailers = {fd: Trailer(handed.nonce) for fd in streams}
+        self._closed = closed
+        self._killed = False
+        self._gone = False
+        self._outcome: Outcome | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    async def send(self, data: bytes) -> None:
+        if not self._over:
+            await self._waiting.stream.write(data)
+
+    async def send_eof(self) -> None:
+        if not self._over:
+            self._waiting.stream.write_eof()
+
+    async def resize(self, columns: int, rows: int) -> None:
+        if self._waiting.terminal and not self._over:
+            with suppress(ApiError):  # it has just ended
+                await resize(self._api, self._container, columns, rows)
+
+    async def signal(self, name: str) -> None:
+        if self._over:
+            return
+        with suppress(ApiError):  # it has just ended
+            if name in _PASSED_ON:
+                self._killed = self._killed or name == "KILL"
+                await self._call("kill", signal=name)
+            elif name in _DEADLY:
+                await self._signal_inside(name)
+
+    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        if self._ahead and (data := self._trailers[1].feed(self._ahead)):
+            yield 1, data
+        while self._status is None and (piece := await self._waiting.frames.next()):
+            fd, data = piece
+            if fd in self._trailers and (data := self._trailers[fd].feed(data)):
+                yield fd, data
+        for fd, trailer in self._trailers.items():
+            if data := trailer.rest():
+                yield fd, data
+
+    async def wait(self) -> Outcome:
+        if self._outcome is None:
+            self._outcome = await self._conclude()
+        return self._outcome
+
+    async def aclose(self) -> None:
+        if self._closing is None:
+            self._closing = self._janitor.spawn(self._close())
+        await asyncio.shield(self._closing)
+
+    @property
+    def _status(self) -> int | None:
+        """The program's, told by the waiter: once on every stream, for they are not in step."""
+        if any(trailer.status is None for trailer in self._trailers.values()):
+            return None
+        return self._trailers[1].status
+
+    @property
+    def _over(self) -> bool:
+        return self._closing is not None or self._gone or self._status is not None
+
+    async def _close(self) -> None:
+        try:
+            if self._status is None and not self._gone:
+                try:
+                    await self._call("kill", timeout=_KILL_TIMEOUT, signal="KILL")
+                except ApiError as error:
+                    log.debug("run in %s ended by itself: %s", self._container[:12], error)
+                except EngineError as error:
+                    log.warning("run in %s could not be killed: %s", self._container[:12], error)
+        finally:
+            self._waiting.stream.close()
+            self._closed(self)
+            await self._janitor.discard(self._container)
+
+    async def _conclude(self) -> Outcome:
+        if self._closing is not None and self._status is None:
+            return Outcome(137, Reason.SIGNAL, "killed")
+        status = self._status
+        if status is None:
+            status = await self._ended()
+        if status == 137 and await self._out_of_memory():
+            return Outcome(137, Reason.MEMORY, "out of memory")
+        reason = Reason.SIGNAL if status - 128 in _NUMBERS else Reason.EXIT
+        return Outcome(status, reason)
+
+    async def _ended(self) -> int:
+        """The container's own status, where the waiter could not tell the program's."""
+        try:
+            status = int((await self._call("wait"))["StatusCode"])
+        except ApiError as error:
+            raise _lost() from error
+        self._gone = True
+        if status == 125:
+            raise EngineError("the sandbox could not take the run", "try again")
+        if status == 137 and not self._killed and await self._killed_by_engine():
+            raise _lost()
+        return status
+
+    async def _out_of_memory(self) -> bool:
+        """Whether the kernel killed for want of memory.
+
+        Only meaningful with status 137: it is also said where only a process died that the program
+        did not care for.
+        """
+        if self._killed:
+            return False
+        with suppress(ApiError):
+            return bool((await self._inspect())["OOMKilled"])
+        return False
+
+    async def _killed_by_engine(self) -> bool:
+        """Whether it was killed through the engine, as when that is stopped, and not from inside."""
+        try:
+            state = await self._inspect()
+            if state["OOMKilled"]:
+                return False
+            # The engine's clock; the event may be noted just after the end.
+            until = datetime.fromisoformat(state["FinishedAt"][:19] + "+00:00").timestamp() + 1
+            events = await self._api.call(
+                "GET",
+                "/events",
+                query={
+                    "since": "0",
+                    "until": str(math.ceil(until)),
+                    "filters": json.dumps({"container": [self._container], "event": ["kill"]}),
+                },
+            )
+        except ApiError:
+            return True
+        return bool(events)
+
+    async def _inspect(self) -> dict[str, Any]:
+        state: dict[str, Any] = await self._api.call("GET", f"/containers/{self._container}/json")
+        return dict(state["State"])
+
+    async def _signal_inside(self, name: str) -> None:
+        script = f'read -r group <{GROUP} && kill -s {name} -- "-$group"'
+        made = await self._api.call(
+            "POST",
+            f"/containers/{self._container}/exec",
+            body={"Cmd": ["/bin/sh", "-c", script]},
+        )
+        await self._api.call("POST", f"/exec/{made['Id']}/start", body={"Detach": True})
+
+    async def _call(self, what: str, *, timeout: float = 30.0, **query: str) -> Any:  # noqa: ASYNC109
+        return await self._api.call(
+            "POST", f"/containers/{self._container}/{what}", query=query, timeout=timeout
+        )
+
+
+def _lost() -> EngineError:
+    return EngineError("the Docker engine ended the run", "try again when it is back")

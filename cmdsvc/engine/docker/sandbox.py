@@ -1,0 +1,189 @@
+"""Containers that wait for a run: how they are made, and how one is handed its run."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cmdsvc.engine import Invocation
+from cmdsvc.engine.docker.http import Api, Stream
+from cmdsvc.engine.docker.waiter import FOLDER, GO, READY, WAITER, hand_over
+from cmdsvc.errors import EngineError
+from cmdsvc.model import SEARCH_PATH, WORK_DIR, Limits, Terminal
+
+NOBODY: Final = 65534
+"""The user and group that scripts run as: nobody, in every base."""
+
+START_TIMEOUT: Final = 60.0
+"""Seconds: many starts at once queue up in the engine."""
+
+_LEAST_MEMORY: Final = 6 * 2**20
+"""Bytes: the engine accepts no less."""
+
+_LEAST_CPUS: Final = 0.01
+
+_OWN_PROCESSES: Final = 2
+"""The init and the waiter, which count against the container's limit."""
+
+_HANDED: Final = 64 * 2**20
+"""Bytes of script and arguments together at most."""
+
+_SHARED: Final = 64 * 2**20
+"""Bytes of /dev/shm at most."""
+
+_CHUNK: Final = 2**17
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a waiting container depends on, and nothing of the run that it will get."""
+
+    image: str
+    limits: Limits
+    network: str
+    """The engine's name of the network, "none" for none."""
+    terminal: bool
+    runtime: str | None
+
+
+class Frames:
+    """The output in an attached stream, in pieces of a bounded size."""
+
+    def __init__(self, stream: Stream, *, terminal: bool) -> None:
+        self._stream = stream
+        self._terminal = terminal
+        self._fd = 1
+        self._left = 0
+
+    async def next(self) -> tuple[int, bytes] | None:
+        """(1 or 2, some bytes), None at the end. Without a terminal the stream is in frames.
+
+        A frame: 1 or 2, three zeros, a length in four bytes, big-endian; then the bytes.
+        """
+        if self._terminal:
+            data = await self._stream.read(_CHUNK)
+            return (1, data) if data else None
+        while not self._left:
+            head = await self._stream.exactly(8)
+            if len(head) < 8:
+                return None
+            self._fd, self._left = head[0], int.from_bytes(head[4:], "big")
+        data = await self._stream.read(min(self._left, _CHUNK))
+        self._left -= len(data)
+        return (self._fd, data) if data else None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A started container that waits for its run."""
+
+    container: str
+    stream: Stream
+    frames: Frames
+    terminal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A container that was given its run."""
+
+    waiting: Waiting
+    nonce: bytes
+    """Begins the trailer that tells the program's status."""
+    ahead: bytes
+    """Output that came with the last word of the hand-over."""
+
+
+def description(shape: Shape, labels: Mapping[str, str], cpus: float) -> Mapping[str, Any]:
+    """What to make a container from; `cpus` is how many the engine has."""
+    limits = shape.limits
+    memory = max(limits.memory, _LEAST_MEMORY)
+    owner = f"uid={NOBODY},gid={NOBODY}"
+    work = f"exec,nosuid,nodev,size={limits.disk}"
+    host = {
+        "Init": True,
+        "NetworkMode": shape.network,
+        "LogConfig": {"Type": "none"},
+        "ReadonlyRootfs": True,
+        "Tmpfs": {
+            FOLDER: f"exec,nosuid,nodev,size={_HANDED},mode=0755,{owner}",
+            WORK_DIR.decode(): f"{work},mode=0755,{owner}",
+            "/tmp": f"{work},mode=1777",  # noqa: S108 - the container's
+        },
+        "ShmSize": min(limits.disk, _SHARED),
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Memory": memory,
+        "MemorySwap": memory,
+        "NanoCpus": int(min(max(limits.cpus, _LEAST_CPUS), cpus) * 1e9),
+        "PidsLimit": limits.pids + _OWN_PROCESSES,
+        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+    }
+    if shape.runtime:
+        host["Runtime"] = shape.runtime
+    return {
+        "Image": shape.image,
+        "Entrypoint": ["/bin/sh", "-c", WAITER],
+        "Cmd": [],
+        # The init passes a signal on to the whole process group.
+        "Env": ["TINI_KILL_PROCESS_GROUP=1", f"PATH={SEARCH_PATH.decode()}"],
+        "User": f"{NOBODY}:{NOBODY}",
+        "WorkingDir": WORK_DIR.decode(),
+        "Labels": dict(labels),
+        "Tty": shape.terminal,
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "StopSignal": "SIGKILL",  # the waiter ignores TERM: the engine's own end would wait for it
+        "HostConfig": host,
+    }
+
+
+async def start(api: Api, container: str, shape: Shape, terminal: Terminal | None) -> Waiting:
+    """Starts it; returns when it can be handed a run."""
+    stream = await api.upgrade(
+        f"/containers/{container}/attach",
+        query={"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"},
+    )
+    try:
+        await api.call("POST", f"/containers/{container}/start", timeout=START_TIMEOUT)
+        if terminal is not None:
+            await resize(api, container, terminal.columns, terminal.rows)
+        frames = Frames(stream, terminal=shape.terminal)
+        await _expect(api, frames, READY)
+    except BaseException:
+        stream.close()
+        raise
+    return Waiting(container, stream, frames, shape.terminal)
+
+
+async def give(api: Api, waiting: Waiting, invocation: Invocation) -> Handed:
+    """Hands the run over: from now on the stream's input is the program's."""
+    nonce = secrets.token_hex(16).encode()
+    data = hand_over(invocation.argv, invocation.env, invocation.script, nonce)
+    async with api.bounded(START_TIMEOUT):
+        await waiting.stream.write(data)
+    ahead = await _expect(api, waiting.frames, GO) if waiting.terminal else b""
+    return Handed(waiting, nonce, ahead)
+
+
+async def resize(api: Api, container: str, columns: int, rows: int) -> None:
+    await api.call(
+        "POST", f"/containers/{container}/resize", query={"w": str(columns), "h": str(rows)}
+    )
+
+
+async def _expect(api: Api, frames: Frames, word: bytes) -> bytes:
+    """Waits for the waiter's word; what came with it and after it."""
+    async with api.bounded(START_TIMEOUT):
+        while piece := await frames.next():
+            _, found, after = piece[1].partition(word)
+            if found:
+                return after
+    raise EngineError(
+        "the sandbox ended before its run began", "see whether the image has a working /bin/sh"
+    )

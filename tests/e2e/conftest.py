@@ -1,0 +1,84 @@
+"""The service that the end-to-end tests talk to, one per engine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.availability import ENGINES
+from tests.e2e.service_lab import Service
+from tests.kit import Kit, Server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine_name" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--engine") or ENGINES
+        marks = {"docker": [pytest.mark.docker]}
+        metafunc.parametrize(
+            "engine_name",
+            [pytest.param(name, marks=marks.get(name, [])) for name in ENGINES if name in chosen],
+            scope="session",
+        )
+
+
+@pytest.fixture(scope="session")
+def engine_settings(engine_name: str) -> Iterator[dict[str, str]]:
+    """What makes the service use that engine."""
+    if engine_name == "bubblewrap":
+        yield {"CMDSVC_ENGINE": "bubblewrap"}
+        return
+    from tests import dockerd
+
+    with dockerd.running() as host:
+        yield {"CMDSVC_ENGINE": "docker", "DOCKER_HOST": host}
+
+
+@pytest.fixture(scope="session")
+def settings(engine_settings: dict[str, str], kit: Kit, mirror: Server) -> dict[str, str]:
+    return {
+        **engine_settings,
+        "CMDSVC_BASE_ALPINE": str(kit.base),
+        "CMDSVC_APK_KEYS": str(kit.keys),
+        "CMDSVC_ALPINE_MIRROR": " ".join(
+            f"{mirror.url}/{part}" for part in ("main", "community", "broken")
+        ),
+        "CMDSVC_DISK": "64M",
+    }
+
+
+@pytest.fixture(scope="session")
+def service(
+    settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """One running server for all tests that do not change it; alice and bob may log in."""
+    home = tmp_path_factory.mktemp("service")
+    home.chmod(0o700)
+    service = Service(home, settings)
+    service.add_user("alice")
+    service.add_user("bob")
+    service.start()
+    try:
+        yield service
+    finally:
+        assert service.stop() == 0, service.log
+
+
+@pytest.fixture
+def own_service(settings: dict[str, str], tmp_path: Path) -> Iterator[Service]:
+    """A server of the test's own, not started yet."""
+    service = Service(tmp_path, dict(settings))
+    service.add_user("alice")
+    try:
+        yield service
+    finally:
+        if service.process is not None:
+            service.stop()
+
+
+@pytest.fixture
+def name() -> str:
+    """A command's name that no other test uses."""
+    return f"t{secrets.token_hex(6)}"
