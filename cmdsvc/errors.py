@@ -94,4 +94,6 @@ class NotFoundError(CmdError):
 
 def printable(text: str) -> str:
     """`text` with every character that could move a terminal's cursor or forge a log line replaced."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )

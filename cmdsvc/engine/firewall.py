@@ -233,7 +233,7 @@ def _filters(match: str, resolvers: Iterable[IPv4Address], *first: str) -> str:
   }}
   chain from_world {{
     ct state established,related accept
-    drop
+    goto refuse
   }}
   chain input {{
     type filter hook input priority filter - 10; policy accept;

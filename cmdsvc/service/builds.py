@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class Builds:
             Invocation(
                 run_id=f"look-{secrets.token_hex(8)}",
                 recipe=recipe,
-                argv=(b"/bin/sh", b"-c", _LOOK, b"sh", *(p.encode() for p in programs)),
+                argv=(b"/bin/sh", b"-c", _LOOK, b"sh", *map(os.fsencode, programs)),
                 script=None,
                 env={b"PATH": SEARCH_PATH},
                 limits=self._limits,

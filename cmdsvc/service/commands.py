@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -123,7 +124,9 @@ class Commands:
 
     async def _prepare(self, source: bytes, progress: Progress) -> tuple[Script, Recipe]:
         policy = self._policy
-        script = parse(source, policy.limits, tuple(policy.bases), policy.max_source)
+        script = await asyncio.to_thread(  # what is hostile may take a good part of a second
+            parse, source, policy.limits, tuple(policy.bases), policy.max_source
+        )
         if script.metadata.network == Network.INTERNET and Network.INTERNET not in policy.networks:
             raise DataError(
                 'this instance cannot give a run network = "internet"',

@@ -12,7 +12,16 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import aiosqlite
-from sqlalchemy import URL, Compiled, Connection, Insert, Select, Update, event
+from sqlalchemy import (
+    URL,
+    AsyncAdaptedQueuePool,
+    Compiled,
+    Connection,
+    Insert,
+    Select,
+    Update,
+    event,
+)
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -199,6 +208,7 @@ def _engine(path: Path) -> AsyncEngine:
     # to write at once, and so that changes of the schema are within it too.
     engine = create_async_engine(
         URL.create(SCHEME, database=str(path)),
+        poolclass=AsyncAdaptedQueuePool,
         pool_size=2,
         max_overflow=0,
         hide_parameters=True,

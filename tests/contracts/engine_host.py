@@ -38,6 +38,11 @@ def companions(pid: int) -> list[int]:
     return [other for other, _ in processes() if own and _link(other, "ns/pid") == own]
 
 
+def user_of(pid: int) -> int:
+    """The user, as the host knows it, that `pid` runs as."""
+    return (PROC / str(pid)).stat().st_uid
+
+
 def descendants(pid: int) -> dict[int, bytes]:
     """The children of `pid`, theirs, and so on."""
     lines = dict(processes())

@@ -181,8 +181,10 @@ async def lab() -> AsyncIterator[int]:
             f"link set lan0 up\n{addresses}address add {INTERNET6}/128 dev lo\n",
             host,
         )
-        await stack.enter_async_context(listening((WEB, DNS), (DNS, OTHER)))
+        await stack.enter_async_context(listening((WEB, DNS)))
         await stack.enter_async_context(listening((WEB + 6,), address="::"))
+        for address in (LAN, INTERNET):
+            await stack.enter_async_context(listening((), (DNS, OTHER), address))
         enter(host)
         ip(
             "link set lo up\nlink set eth0 up\n"
@@ -192,7 +194,9 @@ async def lab() -> AsyncIterator[int]:
         )
         for key in ("ip_forward", "conf/all/forwarding"):
             Path("/proc/sys/net/ipv4", key).write_text("0")
-        await stack.enter_async_context(listening((WEB, DNS), (DNS, OTHER)))
+        await stack.enter_async_context(listening((WEB, DNS)))
+        for address in (HOST, HOST_PUBLIC):
+            await stack.enter_async_context(listening((), (DNS, OTHER), address))
         await stack.enter_async_context(listening((9090,), address="127.0.0.1"))
         await stack.enter_async_context(listening((WEB + 6,), address="::"))
         yield outside

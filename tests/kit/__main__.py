@@ -2,11 +2,53 @@
 
 import argparse
 import logging
+import os
 import shlex
 import signal
+import subprocess
 import sys
+import urllib.request
 
 from tests.kit import KitError, Server, build, debian
+
+
+INTERNET = "https://dl-cdn.alpinelinux.org/alpine/latest-stable/"
+
+
+def with_alpine(command: list[str]) -> int:
+    """Runs a command of the service's with an Alpine that can be had; its exit status.
+
+    Settings that name one are left as they are; else the Internet's is used where it is reached.
+    """
+    if "CMDSVC_BASE_ALPINE" in os.environ or reachable(INTERNET):
+        return passing_signals(command, {})
+    print("# the Internet's Alpine cannot be reached: the offline kit serves", flush=True)
+    kit = build()
+    with Server(kit) as server:
+        return passing_signals(
+            command,
+            {
+                "CMDSVC_BASE_ALPINE": str(kit.base),
+                "CMDSVC_APK_KEYS": str(kit.keys),
+                "CMDSVC_ALPINE_MIRROR": server.url,
+            },
+        )
+
+
+def reachable(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def passing_signals(command: list[str], settings: dict[str, str]) -> int:
+    """Runs the command to its end, handing on what would end this process."""
+    process = subprocess.Popen(command, env=os.environ | settings)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    return process.wait()
 
 
 def main() -> None:
@@ -18,12 +60,19 @@ def main() -> None:
     serve = verbs.add_parser("serve", help="print the URL of the mirror and serve it")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=0, help="any free one by default")
+    run = verbs.add_parser(
+        "run",
+        help="run a command on the Internet's Alpine, or on the kit where that is out of reach",
+    )
+    run.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if given.verb == "debian":
             print(debian())
             return
+        if given.verb == "run":
+            sys.exit(with_alpine([word for word in given.command if word != "--"]))
         kit = build()
         if given.verb == "serve":
             # Blocked before any thread is started, so that none of them is interrupted.

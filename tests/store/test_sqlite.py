@@ -7,7 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,24 +187,26 @@ async def test_a_path_that_cannot_be(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def full(tmp_path: Path) -> AsyncIterator[tuple[Store, Path]]:
-    """A store with one command on a disk of 12 MB, and a file that fills what is left of it."""
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Of 12 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], check=True)
-    try:
-        store = await open_store(url(folder / "store.db"))
-        try:
-            await store.ensure_user("ann")
-            await store.create(**a_command())
-            room = os.statvfs(folder)
-            filler = folder / "filler"
-            filler.write_bytes(bytes(room.f_bavail * room.f_frsize))
-            yield store, filler
-        finally:
-            await store.aclose()
-    finally:
-        subprocess.run(["umount", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+async def full(small_disk: Path) -> AsyncIterator[tuple[Store, Path]]:
+    """A store with one command, and a file that fills what is left of its disk."""
+    store = await open_store(url(small_disk / "store.db"))
+    await store.ensure_user("ann")
+    await store.create(**a_command())
+    room = os.statvfs(small_disk)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(room.f_bavail * room.f_frsize))
+    yield store, filler
+    await store.aclose()
 
 
 async def begin_many(store: Store) -> None:

@@ -42,7 +42,7 @@ late, after what conntrack remembers of its last holder's UDP is forgotten."""
 SOMEWHERE = IPv4Address("1.1.1.1")
 """An address on the Internet; asked only which way to it is."""
 
-GONE_TIMEOUT = 2.0
+GONE_TIMEOUT = 1.0
 """Seconds for the kernel to clear closed namespaces away; it takes a few milliseconds."""
 
 _IPV4 = Path("/proc/sys/net/ipv4")

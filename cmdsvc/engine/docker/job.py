@@ -29,8 +29,15 @@ _PASSED_ON: Final = frozenset(
 _DEADLY: Final = frozenset({"ABRT", "FPE", "ILL", "SEGV"})
 """The others of RFC 4254 section 6.10: the kernel drops them for an init, so they are sent inside."""
 
+_END_OF_FILE: Final = b"\x04"
+"""A terminal's VEOF, ^D."""
+
 _KILL_TIMEOUT: Final = 10.0
 """Seconds: an engine that hangs must not hold up its callers."""
+
+_NOTED: Final = 2.0
+"""Seconds to wait for the container's end after the program's: until then the engine may not have
+noted yet that memory ran out (it took 10 to 40 ms)."""
 
 _NUMBERS: Final = frozenset(int(number) for number in Signals)
 
@@ -49,17 +56,25 @@ class DockerJob:
         streams = (1,) if handed.waiting.terminal else (1, 2)
         self._trailers = {fd: Trailer(handed.nonce) for fd in streams}
         self._closed = closed
+        self._in_line = False
         self._killed = False
         self._gone = False
         self._outcome: Outcome | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def send(self, data: bytes) -> None:
-        if not self._over:
+        if data and not self._over:
+            self._in_line = not data.endswith((b"\n", b"\r"))
             await self._waiting.stream.write(data)
 
     async def send_eof(self) -> None:
-        if not self._over:
+        if self._over:
+            return
+        if self._waiting.terminal:
+            # As typed: closing the stream would end the output too. In a line the first one only
+            # hands over what was typed of it.
+            await self._waiting.stream.write(_END_OF_FILE * (2 if self._in_line else 1))
+        else:
             self._waiting.stream.write_eof()
 
     async def resize(self, columns: int, rows: int) -> None:
@@ -155,6 +170,8 @@ class DockerJob:
         """
         if self._killed:
             return False
+        with suppress(EngineError):  # what is left behind is not waited for
+            await self._call("wait", timeout=_NOTED)
         with suppress(ApiError):
             return bool((await self._inspect())["OOMKilled"])
         return False
