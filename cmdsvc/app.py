@@ -142,9 +142,9 @@ async def serve(settings: Settings) -> int:
         _announce(settings, engine, ssh, host)
         await stop.wait()
         log.info("draining: no new runs, those going on have %g s", settings.drain)
-        ssh.stop_listening()
-        if not await runs.drain(settings.drain):
-            log.warning("runs did not end in time and are stopped")
+        runs.draining = True
+        if not await ssh.drain(settings.drain):
+            log.warning("what did not end in time is stopped")
     log.info("stopped")
     return 0
 

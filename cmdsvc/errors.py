@@ -21,8 +21,7 @@ class CmdError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        text = f"{self.what}; {self.hint}" if self.hint else self.what
-        return " ".join(printable(text).split())
+        return one_line(f"{self.what}; {self.hint}" if self.hint else self.what)
 
 
 class UsageError(CmdError):
@@ -90,6 +89,11 @@ class NotFoundError(CmdError):
 
     exit_status = 127
     http_status = 404
+
+
+def one_line(text: str) -> str:
+    """`text` fit for a line of its own: printable, each run of white space one space."""
+    return " ".join(printable(text).split())
 
 
 def printable(text: str) -> str:

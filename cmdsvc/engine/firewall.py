@@ -220,6 +220,7 @@ def _filters(match: str, resolvers: Iterable[IPv4Address], *first: str) -> str:
   chain refuse {{
     meta l4proto tcp reject with tcp reset
     reject with icmp type admin-prohibited
+    drop
   }}
   chain to_host {{
 {before}{dns}\
@@ -228,7 +229,6 @@ def _filters(match: str, resolvers: Iterable[IPv4Address], *first: str) -> str:
   chain to_world {{
 {before}{dns}\
     ip daddr @blocked goto refuse
-    oifname {match} goto refuse
     ct status dnat goto refuse
   }}
   chain from_world {{

@@ -84,9 +84,8 @@ class Runs:
         self._running: Counter[str] = Counter()
         self._parsed: OrderedDict[tuple[str, int, datetime], tuple[Script, Recipe]] = OrderedDict()
         self._endings: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.draining = False
+        """Whether new runs are refused, since the service is going down."""
 
     async def run(self, request: Request, caller: Caller) -> Outcome:
         """Runs a command to its end and returns how it ended.
@@ -122,14 +121,11 @@ class Runs:
                 f"{self._max_runs_per_user} runs of yours are going on", "try again in a moment"
             )
         self._running[user] += 1
-        self._idle.clear()
 
     def _leave(self, user: str) -> None:
         self._running[user] -= 1
         if not self._running[user]:
             del self._running[user]
-        if not self._running:
-            self._idle.set()
 
     def _invocation(
         self, run: Run, request: Request, command: Command, script: Script, recipe: Recipe
@@ -208,16 +204,6 @@ class Runs:
         if script.metadata.network is not None:
             return script.metadata.network
         return Network.INTERNET if Network.INTERNET in self._engine.networks else Network.NONE
-
-    async def drain(self, grace: float) -> bool:
-        """Refuses new runs; True when those going on have ended within `grace` seconds."""
-        self.draining = True
-        try:
-            async with asyncio.timeout(grace):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
 
     async def aclose(self) -> None:
         """Waits until every ended run is recorded."""

@@ -80,6 +80,9 @@ class SshServer:
         self.services = services
         self.connections: set[Connection] = set()
         self.logging_in: Counter[str] = Counter()
+        self._sessions: set[Session] = set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._key = key
         self._acceptor: asyncssh.SSHAcceptor | None = None
 
@@ -132,6 +135,25 @@ class SshServer:
     def stop_listening(self) -> None:
         if self._acceptor is not None:
             self._acceptor.close()
+
+    def session_begins(self, session: Session) -> None:
+        self._sessions.add(session)
+        self._quiet.clear()
+
+    def session_over(self, session: Session) -> None:
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._quiet.set()
+
+    async def drain(self, grace: float) -> bool:
+        """Stops listening; True when the sessions going on ended within `grace` seconds."""
+        self.stop_listening()
+        try:
+            async with asyncio.timeout(grace):
+                await self._quiet.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def aclose(self) -> None:
         """Ends every connection."""
@@ -232,10 +254,13 @@ class Connection(asyncssh.SSHServer):
         if self._identity is None or self._sessions >= SESSIONS_PER_CONNECTION:
             return False
         self._sessions += 1
-        return Session(self._server.services, self._identity, self._address, self._session_over)
+        session = Session(self._server.services, self._identity, self._address, self._session_over)
+        self._server.session_begins(session)
+        return session
 
-    def _session_over(self) -> None:
+    def _session_over(self, session: Session) -> None:
         self._sessions -= 1
+        self._server.session_over(session)
 
     def close(self) -> None:
         if self._conn is not None:

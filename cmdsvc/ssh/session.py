@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import asyncssh
 
-from cmdsvc.errors import CmdError, UsageError, printable
+from cmdsvc.errors import CmdError, UsageError, one_line
 from cmdsvc.model import Door, Identity, Outcome, Reason, Terminal
 from cmdsvc.relay import CallerGone, Event, Resize, Signal
 from cmdsvc.service.runs import Request
@@ -30,7 +30,7 @@ TERM = re.compile(r"[A-Za-z0-9._+-]{1,64}")
 
 class Session(asyncssh.SSHServerSession[bytes]):
     def __init__(
-        self, services: Services, identity: Identity, address: str, over: Callable[[], None]
+        self, services: Services, identity: Identity, address: str, over: Callable[[Session], None]
     ) -> None:
         self._services = services
         self._identity = identity
@@ -106,7 +106,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._over()
+        self._over(self)
         self._left()
 
     def _left(self) -> None:
@@ -171,7 +171,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         try:
             try:
                 words = _words(self._command or "")
-                name = printable(words[0])[:80] if words else ":help"
+                name = one_line(words[0])[:80] if words else ":help"
                 outcome = await self._do(words)
                 status = outcome.exit_status
                 if (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from cmdsvc.engine import Progress
-from cmdsvc.errors import DataError, UsageError, printable
+from cmdsvc.errors import DataError, UsageError, one_line, printable
 from cmdsvc.model import Identity, Terminal
 from cmdsvc.relay import Caller
 from cmdsvc.service.commands import Commands
@@ -139,7 +139,7 @@ class Call:
             listing = [dict(zip(keys, row, strict=True)) for row in rows]
             await self.out(json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
             return
-        clean = [[" ".join(printable(str(cell)).split()) for cell in row] for row in rows]
+        clean = [[one_line(str(cell)) for cell in row] for row in rows]
         if self.terminal is None:
             await self.out("".join("\t".join(row) + "\n" for row in clean))
             return

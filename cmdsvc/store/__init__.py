@@ -29,8 +29,8 @@ class Listing:
 class Store(Protocol):
     """Made open by `open_store`; `aclose` is the last call.
 
-    Every change is whole or not at all, and kept once the call has returned. What is cancelled may
-    have happened or not. Every datetime is aware; those that come out are in UTC.
+    Every change is whole or not at all, and kept once the call has returned. What is cancelled
+    happens nevertheless where it was begun. Every datetime is aware; those that come out are in UTC.
 
     Errors, besides those that a method names: BusyError (75) when another process holds the store
     for seconds, InternalError (70) when it is full, damaged, closed or out of reach.

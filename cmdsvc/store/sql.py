@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, bindparam, delete, insert, select, update
+from sqlalchemy import Delete, Select, Update, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import ExistsError, ForbiddenError, InternalError, NotFoundError
@@ -80,11 +82,12 @@ class SqlStore:
     async def ensure_user(self, name: str) -> None:
         if name in self._known:
             return
-        try:
-            async with self._database.transaction() as connection:
-                await connection.execute(insert(users), {"name": name})
-        except TakenError:
-            pass
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(insert(users), {"name": name})
+
+        with suppress(TakenError):
+            await self._database.transact(work)
         if len(self._known) >= _KNOWN_USERS:
             self._known.clear()
         self._known.add(name)
@@ -106,10 +109,13 @@ class SqlStore:
         updated_at = _number(created_at)
         row = {"owner": owner, "name": name, "current": 0, "last": 0, "updated_at": updated_at}
         version = Version(1, source, author, created_at.astimezone(UTC), digest)
+
+        async def work(connection: AsyncConnection) -> Command:
+            await connection.execute(insert(commands), row)
+            return await _append(connection, Command(owner, name, description, version))
+
         try:
-            async with self._database.transaction() as connection:
-                await connection.execute(insert(commands), row)
-                return await _append(connection, Command(owner, name, description, version))
+            return await self._database.transact(work)
         except TakenError as error:
             raise ExistsError(
                 f"{owner}/{name} exists already", "choose another name, or :edit it"
@@ -130,8 +136,11 @@ class SqlStore:
         created_at: datetime,
     ) -> Command:
         version = Version(1, source, author, created_at.astimezone(UTC), digest)
-        async with self._database.transaction() as connection:
+
+        async def work(connection: AsyncConnection) -> Command:
             return await _append(connection, Command(owner, name, description, version))
+
+        return await self._database.transact(work)
 
     async def find(self, owner: str, name: str) -> Command | None:
         rows = await self._database.read(FIND, {"of_owner": owner, "of_name": name})
@@ -163,9 +172,7 @@ class SqlStore:
         return bytes(rows[0][0]) if rows else None
 
     async def delete(self, owner: str, name: str) -> bool:
-        async with self._database.transaction() as connection:
-            deleted = await connection.execute(DELETE, {"of_owner": owner, "of_name": name})
-            return deleted.rowcount > 0
+        return await self._change(DELETE, {"of_owner": owner, "of_name": name}) > 0
 
     async def begin_run(self, run: Run) -> None:
         row = {
@@ -187,11 +194,7 @@ class SqlStore:
 
     async def mark_lost(self, now: datetime) -> int:
         lost = Outcome(70, Reason.LOST, "the server stopped while this ran")
-        async with self._database.transaction() as connection:
-            marked = await connection.execute(
-                END_ALL, {"of_server": self._server, **_end(now, lost)}
-            )
-            return marked.rowcount
+        return await self._change(END_ALL, {"of_server": self._server, **_end(now, lost)})
 
     async def runs(
         self, *, user: str | None = None, command: str | None = None, limit: int = 20
@@ -206,6 +209,14 @@ class SqlStore:
 
     async def aclose(self) -> None:
         await self._database.aclose()
+
+    async def _change(self, statement: Update | Delete, parameters: Mapping[str, Any]) -> int:
+        """How many rows it changed."""
+
+        async def work(connection: AsyncConnection) -> int:
+            return (await connection.execute(statement, parameters)).rowcount
+
+        return await self._database.transact(work)
 
 
 @cache

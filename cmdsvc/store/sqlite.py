@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 import aiosqlite
@@ -46,6 +46,7 @@ _MEANINGS = {
     sqlite3.SQLITE_IOERR: ("the store's disk does not read or write", "see to that disk"),
 }
 
+T = TypeVar("T")
 Statement = Select[Any] | Insert | Update
 
 
@@ -83,6 +84,7 @@ class Sqlite:
         self._writing = asyncio.Lock()
         self._dialect = sqlite_dialect(paramstyle="named")
         self._compiled: dict[Statement, Compiled] = {}
+        self._transaction: asyncio.Task[Any] | None = None
         self._closed = False
 
     @classmethod
@@ -110,17 +112,22 @@ class Sqlite:
         async with self._writing:
             await self._send(statement, parameters)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Committed at the end of the block, rolled back by what leaves it otherwise.
+    async def transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """What `work` returns, committed; what it raises rolls back. Errors: Taken-, DanglingError.
 
-        Errors: TakenError, DanglingError.
+        Once begun it is brought to its end, whatever becomes of the caller: cancelled between two
+        of its statements, SQLAlchemy can leave a transaction open, and with it the store locked.
         """
-        async with self._writing:
-            self._check_open()
-            with meaning():
-                async with self._engine.begin() as connection:
-                    yield connection
+        await self._writing.acquire()
+        self._transaction = asyncio.create_task(self._transact(work))
+        self._transaction.add_done_callback(lambda _: self._writing.release())
+        return await asyncio.shield(self._transaction)
+
+    async def _transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        self._check_open()
+        with meaning():
+            async with self._engine.begin() as connection:
+                return await work(connection)
 
     async def aclose(self) -> None:
         self._closed = True

@@ -1,36 +1,18 @@
 """What every store does, whatever database is behind it."""
 
 import asyncio
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta, timezone
+from collections.abc import AsyncIterator
+from datetime import UTC, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Engine, MetaData, event, select, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from cmdsvc.errors import (
-    CmdError,
-    DataError,
-    ExistsError,
-    ForbiddenError,
-    InternalError,
-    NotFoundError,
-    UsageError,
-)
-from cmdsvc.model import Command, Door, Outcome, Reason, Run
+from cmdsvc.errors import DataError, ExistsError, ForbiddenError, InternalError, NotFoundError
+from cmdsvc.model import Command, Outcome, Reason
 from cmdsvc.store import Listing, Store, open_store
-from cmdsvc.store.schema import metadata
+from tests.store.lab import BACKENDS, LATER, NOW, a_command, a_run, at, fail, query
 
-NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
-LATER = NOW + timedelta(seconds=1)
 ODD = [
     b"",
     b"\0\xff\xfe\r\n'\"; DROP TABLE commands; --",
@@ -38,13 +20,6 @@ ODD = [
     bytes(range(256)) * 4096,
 ]
 HOSTILE = ["' OR '1'='1", "x'; DROP TABLE commands; --", '"', "%", "_", ":of_name", "\0", "ünï", ""]
-
-
-def sqlite_url(folder: Path) -> str:
-    return f"sqlite+aiosqlite:///{folder}/data/store.db"
-
-
-BACKENDS: dict[str, Callable[[Path], str]] = {"sqlite": sqlite_url}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -61,87 +36,6 @@ async def store(url: str) -> AsyncIterator[Store]:
     await opened.aclose()
 
 
-def a_command(name: str = "hello", **changes: Any) -> dict[str, Any]:
-    return {
-        "owner": "ann",
-        "name": name,
-        "description": "says hello",
-        "source": b"#!cmd alpine\n#!/bin/sh\necho hello\n",
-        "author": "ann",
-        "digest": "d" * 64,
-        "created_at": NOW,
-    } | changes
-
-
-def a_run(run_id: str = "r1", **changes: Any) -> Run:
-    values = {
-        "id": run_id,
-        "command": "ann/hello",
-        "version": 1,
-        "user": "ann",
-        "door": Door.SSH,
-        "started_at": NOW,
-    }
-    return Run(**(values | changes))
-
-
-async def query(url: str, *statements: str) -> list[Any]:
-    """What the last one returns, past the store."""
-    engine = create_async_engine(url)
-    rows: list[Any] = []
-    async with engine.begin() as connection:
-        for statement in statements:
-            result = await connection.execute(text(statement))
-            rows = list(result) if result.returns_rows else []
-    await engine.dispose()
-    return rows
-
-
-@contextmanager
-def failing_at(start: str) -> Iterator[None]:
-    """Every statement that begins so fails, before the database has it."""
-
-    def fail(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith(start):
-            raise RuntimeError(start)
-
-    event.listen(Engine, "before_cursor_execute", fail)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "before_cursor_execute", fail)
-
-
-async def killed(url: str, program: str) -> None:
-    """Runs `program`, which is to kill itself, against an open `store`."""
-    whole = f"""
-import asyncio, os, signal, sys
-from sqlalchemy import Engine, event
-from cmdsvc.store import open_store
-from tests.contracts.test_store import a_command, a_run
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def die_at(start):
-    @event.listens_for(Engine, "before_cursor_execute")
-    def check(_connection, _cursor, statement, *_):
-        if statement.startswith(start):
-            die()
-
-async def main():
-    store = await open_store(sys.argv[1], server="one")
-    await store.ensure_user("ann")
-{program}
-
-asyncio.run(main())
-"""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", whole, url, cwd=Path(__file__).parents[2]
-    )
-    assert await process.wait() == -signal.SIGKILL
-
-
 # Users
 
 
@@ -153,7 +47,7 @@ async def test_users_are_known_once(store: Store) -> None:
 
 
 async def test_a_known_user_costs_no_statement(store: Store) -> None:
-    with failing_at("INSERT"):
+    with at("INSERT", fail):
         await store.ensure_user("ann")
 
 
@@ -422,173 +316,3 @@ async def test_many_runs_at_once(store: Store) -> None:
     await asyncio.gather(*(run(number) for number in range(200)))
     ended = await store.runs(limit=500)
     assert sorted(one.outcome.exit_status for one in ended if one.outcome) == list(range(200))
-
-
-# What fails half-way
-
-
-async def test_what_fails_within_stores_nothing(url: str, store: Store) -> None:
-    with failing_at("INSERT INTO versions"), pytest.raises(RuntimeError):
-        await store.create(**a_command())
-    assert await store.names("ann") == []
-    made = await store.create(**a_command())
-    with failing_at("INSERT INTO versions"), pytest.raises(RuntimeError):
-        await store.add_version(**a_command(source=b"2"))
-    assert await store.find("ann", "hello") == made
-    changed = await store.add_version(**a_command(source=b"3"))
-    assert changed.version.number == 2
-
-
-async def test_what_is_killed_within_stores_nothing(url: str) -> None:
-    await killed(url, "    die_at('INSERT INTO versions')\n    await store.create(**a_command())")
-    store = await open_store(url)
-    assert await store.users() == ["ann"]
-    assert await store.names("ann") == []
-    await store.create(**a_command())
-    await store.aclose()
-
-
-async def test_a_begun_run_outlives_the_server(url: str) -> None:
-    await killed(
-        url, "    await store.create(**a_command())\n    await store.begin_run(a_run())\n    die()"
-    )
-    store = await open_store(url, server="one")
-    assert await store.names("ann") == ["hello"]
-    assert await store.runs() == [a_run()]
-    assert await store.mark_lost(LATER) == 1
-    await store.aclose()
-
-
-@pytest.mark.parametrize("steps", [*range(12), 15, 20, 30])
-async def test_cancelled_at_any_point_it_is_whole_or_nothing(
-    url: str, store: Store, steps: int
-) -> None:
-    creating = asyncio.ensure_future(store.create(**a_command()))
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    creating.cancel()
-    await asyncio.gather(creating, return_exceptions=True)
-    found = await store.find("ann", "hello")
-    assert found is None or await store.source("ann", "hello", 1) == found.version.source
-    if found is None:
-        await store.create(**a_command())
-    counted = "SELECT (SELECT count(*) FROM commands), (SELECT count(*) FROM versions)"
-    assert await query(url, counted) == [(1, 1)]
-
-
-async def test_a_cancelled_run_can_be_ended(store: Store) -> None:
-    beginning = asyncio.ensure_future(store.begin_run(a_run()))
-    await asyncio.sleep(0)
-    beginning.cancel()
-    await asyncio.gather(beginning, return_exceptions=True)
-    await store.end_run("r1", LATER, Outcome(129, Reason.HANGUP))
-    assert await store.mark_lost(LATER) == 0
-
-
-# Opening and closing
-
-
-async def test_a_restart_finds_everything(url: str) -> None:
-    first = await open_store(url, server="one")
-    await first.ensure_user("ann")
-    made = await first.create(**a_command())
-    await first.begin_run(a_run())
-    await first.aclose()
-    second = await open_store(url, server="one")
-    assert await second.users() == ["ann"]
-    assert await second.find("ann", "hello") == made
-    assert await second.runs() == [a_run()]
-    await second.aclose()
-
-
-async def test_closed_it_says_so(url: str) -> None:
-    store = await open_store(url)
-    await store.aclose()
-    await store.aclose()
-    for call in (
-        store.find("ann", "hello"),
-        store.begin_run(a_run()),
-        store.ensure_user("ann"),
-        store.create(**a_command()),
-    ):
-        with pytest.raises(InternalError, match="the store is closed"):
-            await call
-
-
-async def test_opened_twice_at_once(url: str) -> None:
-    one, two = await asyncio.gather(open_store(url), open_store(url))
-    await one.ensure_user("ann")
-    assert await two.users() == ["ann"]
-    await one.aclose()
-    await two.aclose()
-
-
-async def test_migrations_make_what_the_program_knows(url: str, store: Store) -> None:
-    engine = create_async_engine(url)
-    async with engine.connect() as connection:
-        differences = await connection.run_sync(
-            lambda sync: compare_metadata(
-                MigrationContext.configure(
-                    sync, opts={"compare_type": True, "compare_server_default": True}
-                ),
-                metadata,
-            )
-        )
-    await engine.dispose()
-    assert differences == []
-
-
-async def everything(url: str) -> dict[str, list[Any]]:
-    engine = create_async_engine(url)
-    found = MetaData()
-    async with engine.connect() as connection:
-        await connection.run_sync(found.reflect)
-        rows = {
-            table.name: list(await connection.execute(select(table)))
-            for table in found.sorted_tables
-        }
-    await engine.dispose()
-    return rows
-
-
-async def test_a_newer_store_is_refused_untouched(url: str) -> None:
-    store = await open_store(url)
-    await store.ensure_user("ann")
-    await store.create(**a_command())
-    await store.aclose()
-    await query(url, "UPDATE alembic_version SET version_num = '9999'")
-    before = await everything(url)
-    with pytest.raises(CmdError, match=r"newer version of this program \(schema 9999\); install"):
-        await open_store(url)
-    assert await everything(url) == before
-
-
-async def test_a_database_of_another_program_is_refused_untouched(url: str) -> None:
-    # Makes the database, then another program's of it.
-    store = await open_store(url)
-    await store.aclose()
-    tables = ("versions", "commands", "runs", "users", "alembic_version")
-    await query(url, *(f"DROP TABLE {table}" for table in tables))
-    await query(url, "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT)")
-    before = await everything(url)
-    with pytest.raises(CmdError, match="other tables than this program's"):
-        await open_store(url)
-    assert await everything(url) == before
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "",
-        "store.db",
-        "sqlite:///store.db",
-        "mysql://localhost/x",
-        "sqlite+aiosqlite://",
-        "sqlite+aiosqlite:///:memory:",
-        "sqlite+aiosqlite:///file:x?uri=true",
-    ],
-)
-async def test_a_url_that_is_none(wrong: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        await open_store(wrong)
-    assert os.linesep not in str(raised.value)

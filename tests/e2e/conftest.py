@@ -32,7 +32,7 @@ def engine_settings(engine_name: str) -> Iterator[dict[str, str]]:
         return
     from tests import dockerd
 
-    with dockerd.running() as host:
+    with dockerd.docker_host() as host:
         yield {"CMDSVC_ENGINE": "docker", "DOCKER_HOST": host}
 
 

@@ -56,9 +56,9 @@ def test_settings_come_from_the_file_too_and_the_environment_wins(own_service: S
     (own_service.home / "cmdsvc.toml").write_text('timeout = "7m"\npids = 77\n')
     said = own_service.cli("check", CMDSVC_PIDS="88").ok()
     shown = dict(
-        line.split()[:2]
+        words[:2]
         for line in said.lines
-        if line.startswith("CMDSVC_") and len(line.split()) > 1
+        if (words := line.split())[1:] and words[0].startswith("CMDSVC_")
     )
     assert shown["CMDSVC_TIMEOUT"] == "420.0"
     assert shown["CMDSVC_PIDS"] == "88"

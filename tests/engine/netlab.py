@@ -14,7 +14,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -78,6 +77,14 @@ def interfaces() -> set[str]:
 
 def forwarding(interface: str) -> str:
     return Path(f"/proc/sys/net/ipv4/conf/{interface}/forwarding").read_text().strip()
+
+
+def forward_everything(value: str) -> None:
+    Path("/proc/sys/net/ipv4/ip_forward").write_text(value)
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def enter(fd: int) -> None:
@@ -192,15 +199,10 @@ async def lab() -> AsyncIterator[int]:
             f"address add fd99::2/64 dev eth0 nodad\nroute add default via {LAN}\n"
             "route add ::/0 via fd99::1\n"
         )
-        for key in ("ip_forward", "conf/all/forwarding"):
-            Path("/proc/sys/net/ipv4", key).write_text("0")
+        forward_everything("0")
         await stack.enter_async_context(listening((WEB, DNS)))
         for address in (HOST, HOST_PUBLIC):
             await stack.enter_async_context(listening((), (DNS, OTHER), address))
         await stack.enter_async_context(listening((9090,), address="127.0.0.1"))
         await stack.enter_async_context(listening((WEB + 6,), address="::"))
         yield outside
-
-
-def milliseconds(since: float) -> float:
-    return 1000 * (time.monotonic() - since)

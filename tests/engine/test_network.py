@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
@@ -147,7 +146,7 @@ async def test_no_other_run(pool: NetworkPool, namespace: Namespace) -> None:
     assert all(seconds < QUICK for _, seconds in answers)
 
 
-async def test_nothing_from_outside(pool: NetworkPool, namespace: Namespace, outside: int) -> None:
+async def test_nothing_from_outside(namespace: Namespace, outside: int) -> None:
     with netlab.inside(namespace.fd):
         address = netlab.output("ip", "-4", "-o", "address", "show", "dev", "eth0").split()[3]
         target = address.partition("/")[0]
@@ -201,17 +200,16 @@ async def test_the_cable_takes_no_larger_packets_than_the_uplink(outside: int) -
 
 
 async def test_every_one_is_new_and_none_is_inherited(pool: NetworkPool) -> None:
-    seen: set[int] = set()
-    for _ in range(6):
-        namespace = await pool.take()
-        assert not os.get_inheritable(namespace.fd)
-        seen.add(os.stat(namespace.fd).st_ino)
-        first = namespace
-        await asyncio.gather(namespace.aclose(), first.aclose())
+    with netlab.inside((first := await pool.take()).fd):
+        netlab.ip("link add mark0 type veth peer name mark1\n")
+    await first.aclose()
+    await first.aclose()
     held = [await pool.take() for _ in range(8)]
-    inodes = {os.stat(namespace.fd).st_ino for namespace in held}
-    assert len(inodes) == 8
-    assert len({namespace.fd for namespace in held}) == 8
+    assert len({os.fstat(namespace.fd).st_ino for namespace in held}) == 8
+    for namespace in held:
+        assert not os.get_inheritable(namespace.fd)
+        with netlab.inside(namespace.fd):
+            assert netlab.interfaces() == {"lo", "eth0"}
 
 
 async def test_more_takers_than_there_are_ready(pool: NetworkPool) -> None:
@@ -228,7 +226,7 @@ async def test_more_takers_than_there_are_ready(pool: NetworkPool) -> None:
 
 
 async def test_closing_leaves_nothing(outside: int) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = netlab.descriptors()
     before = netlab.interfaces()
     assert netlab.forwarding("eth0") == "0"
     pool = NetworkPool(INSTANCE)
@@ -243,7 +241,7 @@ async def test_closing_leaves_nothing(outside: int) -> None:
     assert netlab.interfaces() == before
     assert netlab.output("nft", "list", "ruleset") == ""
     assert netlab.forwarding("eth0") == "0"
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert netlab.descriptors() == descriptors
     with pytest.raises(EngineError, match="closed"):
         await pool.take()
 
@@ -361,7 +359,7 @@ async def test_dockers_policy_of_drop_is_lived_with(outside: int) -> None:
 async def test_forwarding_that_somebody_wants_meanwhile_stays(outside: int) -> None:
     pool = NetworkPool(INSTANCE, size=1)
     await pool.open()
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    netlab.forward_everything("1")
     await pool.aclose()
     assert netlab.forwarding("eth0") == "1"
 
@@ -448,8 +446,6 @@ async def test_without_capabilities_it_says_which(outside: int) -> None:
         f"f = finding({INSTANCE!r}); print(f.level, f.what)\n"
     )
     drop = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-all"]
-    said = subprocess.run(
-        [*drop, sys.executable, "-c", script], check=True, capture_output=True, text=True
-    ).stdout
+    said = netlab.output(*drop, sys.executable, "-c", script)
     assert said.startswith("warning")
     assert "CAP_NET_ADMIN" in said

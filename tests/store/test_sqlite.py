@@ -17,7 +17,7 @@ from sqlalchemy.dialects.sqlite import dialect
 from cmdsvc.errors import BusyError, CmdError, InternalError
 from cmdsvc.model import Outcome
 from cmdsvc.store import Store, open_store, sql, sqlite
-from tests.contracts.test_store import LATER, a_command, a_run
+from tests.store.lab import LATER, a_command, a_run
 
 
 @pytest.fixture

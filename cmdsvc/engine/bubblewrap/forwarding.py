@@ -44,12 +44,13 @@ def gates(prefix: str) -> list[Gate]:
 
 def unlock(prefix: str) -> None:
     """Lets our interfaces through every gate. EngineError, with the rules to add, if one stays."""
-    for gate in gates(prefix):
+    shut = gates(prefix)
+    for gate in shut:
         if gate.iptables is not None and not _ours(gate.iptables, prefix):
             for way in ("-i", "-o"):
                 _change(gate.iptables, "-A", "FORWARD", way, f"{prefix}+", "-j", "ACCEPT")
-    for gate in gates(prefix):
-        raise locked(gate, prefix)
+    if shut and (still := gates(prefix)):
+        raise locked(still[0], prefix)
 
 
 def lock(prefix: str) -> None:

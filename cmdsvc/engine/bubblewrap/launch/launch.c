@@ -1,43 +1,52 @@
-/* The first program inside a sandbox: becomes the caller's program, or says exactly why not.
+/* The first program inside a sandbox: starts the caller's program, passes signals on to it, and
+ * tells the server exactly what became of it.
  *
  *   launch FD NPROC TTY SEARCH [NAME=VALUE...] "" PROGRAM [ARGUMENT...]
  *
- * It leads a session of its own, so that signals reach the program's process group and nothing
- * else; with TTY "t", file descriptor 0 becomes that session's controlling terminal. NPROC, if not
- * 0, is RLIMIT_NPROC: it counts within the user namespace only when it is set inside. PROGRAM is
- * looked up in SEARCH (as PATH is written) where it has no slash. The environment is what stands
- * before the empty argument, nothing more.
+ * FD is a SEQPACKET socket. The server reads from it messages of two ints:
+ *   1, 0        the sandbox is complete
+ *   2, errno    the program could not be executed
+ *   3, status   the program has ended, with this wait status
+ * and writes to it one int, a signal for the program's process group.
  *
- * FD is closed by a successful execve. What fails is written to it first, as one int: the errno
- * of execve. Then the exit status is 127 (not found) or 126, as the shell has it.
+ * The program leads a session of its own; with TTY "t", file descriptor 0 becomes its controlling
+ * terminal. NPROC, if not 0, is RLIMIT_NPROC: it counts within the user namespace only when it is
+ * set inside. PROGRAM is looked up in SEARCH (as PATH is written) where it has no slash. The
+ * environment is what stands before the empty argument, nothing more.
  *
- * An image need not have a shell, and a shell would change the environment; so this is a static
- * program without a library, a few hundred bytes long. make.py compiles it.
+ * An image need not have a shell, and a shell would change the environment and could tell neither
+ * its own failure nor a signal from an exit status; so this is a static program without a library,
+ * about a thousand bytes long. make.py compiles it.
  */
 
 #if defined(__x86_64__)
-enum { NR_write = 1, NR_ioctl = 16, NR_execve = 59, NR_exit = 60, NR_fcntl = 72, NR_setsid = 112,
-       NR_prlimit64 = 302 };
-static long call(long n, long a, long b, long c, long d)
+enum { NR_read = 0, NR_write = 1, NR_rt_sigprocmask = 14, NR_ioctl = 16, NR_clone = 56,
+       NR_execve = 59, NR_exit = 60, NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_setsid = 112,
+       NR_ppoll = 271, NR_signalfd4 = 289, NR_prlimit64 = 302 };
+static long call(long n, long a, long b, long c, long d, long e)
 {
     long result;
     register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
     __asm__ volatile("syscall" : "=a"(result)
-                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
+                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
     return result;
 }
 __asm__(".globl _start\n_start:\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall begin\n\thlt\n");
 #elif defined(__aarch64__)
-enum { NR_fcntl = 25, NR_ioctl = 29, NR_write = 64, NR_exit = 93, NR_setsid = 157, NR_execve = 221,
-       NR_prlimit64 = 261 };
-static long call(long n, long a, long b, long c, long d)
+enum { NR_fcntl = 25, NR_ioctl = 29, NR_read = 63, NR_write = 64, NR_ppoll = 73, NR_signalfd4 = 74,
+       NR_exit = 93, NR_kill = 129, NR_rt_sigprocmask = 135, NR_setsid = 157, NR_clone = 220,
+       NR_execve = 221, NR_wait4 = 260, NR_prlimit64 = 261 };
+static long call(long n, long a, long b, long c, long d, long e)
 {
     register long x8 __asm__("x8") = n;
     register long x0 __asm__("x0") = a;
     register long x1 __asm__("x1") = b;
     register long x2 __asm__("x2") = c;
     register long x3 __asm__("x3") = d;
-    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory", "cc");
+    register long x4 __asm__("x4") = e;
+    __asm__ volatile("svc 0" : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory", "cc");
     return x0;
 }
 __asm__(".globl _start\n_start:\n\tmov x0, sp\n\tbl begin\n\tbrk #1\n");
@@ -45,8 +54,10 @@ __asm__(".globl _start\n_start:\n\tmov x0, sp\n\tbl begin\n\tbrk #1\n");
 #error "no system calls written down for this architecture"
 #endif
 
-enum { E_NOENT = 2, E_ACCES = 13, E_NOTDIR = 20, E_INVAL = 22, E_NAMETOOLONG = 36 };
-enum { F_SETFD_ = 2, FD_CLOEXEC_ = 1, TIOCSCTTY_ = 0x540e, RLIMIT_NPROC_ = 6 };
+enum { E_NOENT = 2, E_ACCES = 13, E_NOTDIR = 20, E_NAMETOOLONG = 36 };
+enum { SIG_CHLD = 17, SIG_BLOCK_ = 0, VFORK = 0x4000, NOHANG = 1, POLL_IN = 1 };
+enum { SET_FD = 2, CLOSE_ON_EXEC = 1, SET_TERMINAL = 0x540e, LIMIT_PROCESSES = 6 };
+enum { COMPLETE = 1, NOT_EXECUTED = 2, ENDED = 3 };
 enum { PATH_SIZE = 4096 };
 
 static long number(const char *text)
@@ -57,26 +68,35 @@ static long number(const char *text)
     return value;
 }
 
-static int has_slash(const char *text)
+static void tell(int fd, int what, int value)
 {
-    for (; *text; text++)
-        if (*text == '/')
-            return 1;
-    return 0;
+    int message[2] = { what, value };
+    call(NR_write, fd, (long)message, sizeof message, 0, 0);
 }
 
-/* Tries every folder of SEARCH; the errno of the last failure that says most. */
-static int search_and_execute(const char *search, char **argv, char **envp)
+__attribute__((noreturn)) static void leave(int status)
+{
+    for (;;)
+        call(NR_exit, status, 0, 0, 0, 0);
+}
+
+static int execute(const char *path, char **argv, char **envp)
+{
+    return (int)-call(NR_execve, (long)path, (long)argv, (long)envp, 0, 0);
+}
+
+/* Tries every folder of SEARCH; the errno that says most. */
+static int search(const char *folders, char **argv, char **envp)
 {
     char path[PATH_SIZE];
     int worst = E_NOENT;
-    while (*search) {
+    while (*folders) {
         unsigned long n = 0;
-        for (; *search && *search != ':'; search++)
+        for (; *folders && *folders != ':'; folders++)
             if (n < PATH_SIZE - 2)
-                path[n++] = *search;
-        if (*search == ':')
-            search++;
+                path[n++] = *folders;
+        if (*folders)
+            folders++;
         path[n++] = '/';
         const char *name = argv[0];
         while (*name && n < PATH_SIZE - 1)
@@ -84,7 +104,7 @@ static int search_and_execute(const char *search, char **argv, char **envp)
         path[n] = 0;
         if (*name)
             return E_NAMETOOLONG;
-        int error = (int)-call(NR_execve, (long)path, (long)argv, (long)envp, 0);
+        int error = execute(path, argv, envp);
         if (error == E_ACCES)
             worst = error;
         else if (error != E_NOENT && error != E_NOTDIR)
@@ -93,38 +113,74 @@ static int search_and_execute(const char *search, char **argv, char **envp)
     return worst;
 }
 
-__attribute__((noreturn)) void begin(long *stack)
+__attribute__((noreturn)) static void become(int fd, char **arguments, char **envp, char **program)
 {
-    long argc = stack[0];
-    char **argv = (char **)(stack + 1);
-    int error = E_INVAL, fd = -1;
+    call(NR_fcntl, fd, SET_FD, CLOSE_ON_EXEC, 0, 0);
+    call(NR_setsid, 0, 0, 0, 0, 0);
+    if (arguments[3][0] == 't')
+        call(NR_ioctl, 0, SET_TERMINAL, 0, 0, 0);
+    unsigned long processes = (unsigned long)number(arguments[2]);
+    unsigned long limit[2] = { processes, processes };
+    if (processes)
+        call(NR_prlimit64, 0, LIMIT_PROCESSES, (long)limit, 0, 0);
+    const char *name = program[0];
+    while (*name && *name != '/')
+        name++;
+    int error = E_NOENT;
+    if (*name)
+        error = execute(program[0], program, envp);
+    else if (program[0][0])
+        error = search(arguments[4], program, envp);
+    tell(fd, NOT_EXECUTED, error);
+    leave(error == E_NOENT || error == E_NOTDIR ? 127 : 126);
+}
 
-    if (argc > 6) {
-        fd = (int)number(argv[1]);
-        long processes = number(argv[2]);
-        char **envp = argv + 5, **program = envp;
-        while (*program && **program)
-            program++;
-        call(NR_fcntl, fd, F_SETFD_, FD_CLOEXEC_, 0);
-        call(NR_setsid, 0, 0, 0, 0);
-        if (argv[3][0] == 't')
-            call(NR_ioctl, 0, TIOCSCTTY_, 0, 0);
-        if (processes > 0) {
-            unsigned long limit[2] = { (unsigned long)processes, (unsigned long)processes };
-            call(NR_prlimit64, 0, RLIMIT_NPROC_, (long)limit, 0);
-        }
-        if (program[0] && program[1]) {
-            *program++ = 0;
-            if (has_slash(program[0]))
-                error = (int)-call(NR_execve, (long)program[0], (long)program, (long)envp, 0);
-            else if (program[0][0])
-                error = search_and_execute(argv[4], program, envp);
-            else
-                error = E_NOENT;
+/* The program's wait status; until then signals are passed on. Ends with the server. */
+static int wait_for(long child, int fd)
+{
+    unsigned long set = 1UL << (SIG_CHLD - 1);
+    call(NR_rt_sigprocmask, SIG_BLOCK_, (long)&set, 0, sizeof set, 0);
+    int signals = (int)call(NR_signalfd4, -1, (long)&set, sizeof set, 0, 0);
+    struct { int fd; short events, found; } ready[2] = { { signals, POLL_IN, 0 }, { fd, POLL_IN, 0 } };
+    for (;;) {
+        int status;
+        if (call(NR_wait4, child, (long)&status, NOHANG, 0, 0) == child)
+            return status;
+        call(NR_ppoll, (long)ready, 2, 0, 0, sizeof set);
+        char information[128];
+        if (ready[0].found)
+            call(NR_read, signals, (long)information, sizeof information, 0, 0);
+        if (ready[1].found) {
+            int wanted;
+            if (call(NR_read, fd, (long)&wanted, sizeof wanted, 0, 0) != sizeof wanted)
+                leave(137);
+            call(NR_kill, -child, wanted, 0, 0, 0);
         }
     }
-    if (fd >= 0)
-        call(NR_write, fd, (long)&error, sizeof error, 0);
-    for (;;)
-        call(NR_exit, error == E_NOENT || error == E_NOTDIR ? 127 : 126, 0, 0, 0);
+}
+
+__attribute__((noreturn)) void begin(long *stack)
+{
+    char **arguments = (char **)(stack + 1);
+    if (stack[0] < 7)
+        leave(126);
+    int fd = (int)number(arguments[1]);
+    char **envp = arguments + 5, **program = envp;
+    while (*program && **program)
+        program++;
+    if (!program[0] || !program[1])
+        leave(126);
+    *program++ = 0;
+    tell(fd, COMPLETE, 0);
+    /* VFORK: this goes on when the program is there, so no signal comes too early for it. */
+    long child = call(NR_clone, VFORK | SIG_CHLD, 0, 0, 0, 0);
+    if (child == 0)
+        become(fd, arguments, envp, program);
+    if (child < 0) {
+        tell(fd, NOT_EXECUTED, (int)-child);
+        leave(126);
+    }
+    int status = wait_for(child, fd);
+    tell(fd, ENDED, status);
+    leave(status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff);
 }

@@ -1,0 +1,111 @@
+"""What bwrap is told; pure, but for reading the data files beside this module.
+
+Why each option: docs/design.md. The order matters: bwrap does one after the other.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR
+
+HERE = Path(__file__).parent
+MACHINES = ("x86_64", "aarch64")
+"""As `uname -m` has them: those for which there are filters and a launcher."""
+
+SOCKET, OPTIONS, SCRIPT, FILTER, TTY_FILTER, LAUNCH, USERS, RESOLV = 3, 4, 5, 6, 7, 8, 9, 10
+"""File descriptors, as bwrap finds them."""
+
+LAUNCH_PATH = SCRIPT_PATH.rpartition(b"/")[0] + b"/launch"
+
+BUILD_CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP",
+    "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+)  # fmt: skip
+"""Within the build's user namespace: what Docker gives to a build, less raw sockets and auditing."""
+
+
+def launcher() -> Path:
+    return HERE / "launch" / f"launch.{platform.machine()}"
+
+
+def filter_file(kind: str) -> Path:
+    """`kind` is run, build or tty."""
+    return HERE / "seccomp" / f"{kind}.{platform.machine()}.bpf"
+
+
+def argv(
+    program: Iterable[bytes], env: Mapping[bytes, bytes], *, terminal: bool, processes: int
+) -> bytes:
+    """bwrap's argument vector, each member ended by NUL.
+
+    `processes` is how many the user may have, where no control group says it; else 0.
+    """
+    words = [b"bwrap", b"--args", b"%d" % OPTIONS, b"--", LAUNCH_PATH, b"%d" % SOCKET]
+    words += [b"%d" % processes, b"t" if terminal else b"-", SEARCH_PATH]
+    words += [name + b"=" + value for name, value in env.items()]
+    words += [b"", *program]
+    return b"".join(word + b"\0" for word in words)
+
+
+def run_options(layers: Iterable[str], upper: str, *, script: bool, network: bool) -> bytes:
+    """The options of a run, each ended by NUL.
+
+    `layers`: root file systems, the lowest first. `upper`: the folder of the sized file system
+    that a stub has prepared. `network`: whether the process is in a network namespace already.
+    """
+    words = ["--unshare-user", "--uid", "0", "--gid", "0", "--disable-userns"]
+    words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    if not network:
+        words += ["--unshare-net"]
+    words += ["--cap-drop", "ALL", "--die-with-parent", "--hostname", "cmdsvc"]
+    for layer in layers:
+        words += ["--overlay-src", layer]
+    words += ["--overlay", f"{upper}/root", f"{upper}/work", "/"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm", "/dev/shm"]
+    words += ["--remount-ro", "/dev", "--dir", WORK_DIR.decode()]
+    if script:
+        words += ["--perms", "0555", "--ro-bind-data", f"{SCRIPT}", SCRIPT_PATH.decode()]
+    if network:
+        words += ["--perms", "0444", "--ro-bind-data", f"{RESOLV}", "/etc/resolv.conf"]
+    return _ended([*words, *_last(WORK_DIR.decode())])
+
+
+def build_options(
+    layer: str, folder: str, upper: str, *, users: bool, files: Mapping[str, str]
+) -> bytes:
+    """The options of a step of a build, each ended by NUL.
+
+    `folder` has the root that becomes the layer; `upper` is the stub's sized file system, for what
+    does not stay. `users`: whether there is a user namespace that maps many. `files`: paths inside
+    to paths of the host. The network is the host's: the operator's mirror may be on its loopback.
+    """
+    if users:
+        words = ["--userns", f"{USERS}"]
+    else:
+        words = ["--unshare-user", "--uid", "0", "--gid", "0", "--disable-userns"]
+    words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    words += ["--cap-drop", "ALL"]
+    for capability in BUILD_CAPABILITIES:
+        words += ["--cap-add", f"CAP_{capability}"]
+    words += ["--die-with-parent", "--hostname", "cmdsvc", "--overlay-src", layer]
+    words += ["--overlay", f"{folder}/root", f"{folder}/work", "/"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm", "/dev/shm"]
+    words += ["--remount-ro", "/dev", "--tmpfs", "/run", "--bind", f"{upper}/root/tmp", "/tmp"]
+    for inside, outside in files.items():
+        words += ["--ro-bind", outside, inside]
+    return _ended([*words, *_last("/")])
+
+
+def _last(folder: str) -> list[str]:
+    return [
+        *("--perms", "0555", "--ro-bind-data", f"{LAUNCH}", LAUNCH_PATH.decode()),
+        *("--chdir", folder),
+        *("--add-seccomp-fd", f"{FILTER}", "--add-seccomp-fd", f"{TTY_FILTER}"),
+    ]
+
+
+def _ended(words: Iterable[str]) -> bytes:
+    return b"".join(word.encode() + b"\0" for word in words)

@@ -1,0 +1,165 @@
+"""What the engine keeps on disk: bases and package layers, each whole or not there at all.
+
+    downloads/          tarballs that came from a URL
+    store/              what sandboxes see; owned by the user that they run as
+        bases/ID/root       a root file system; ID is of its tarball
+        layers/DIGEST/root  what packages add to it, an overlay's upper folder
+        layers/DIGEST/base  the ID of the base below
+        sources/KEY         the ID that a base's source had last
+        tmp/                what is being made
+
+A layer that is in use is locked (flock(2), shared): who wants to remove it locks it exclusively.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmdsvc.recipe import Recipe
+
+FOLDERS = ("bases", "layers", "sources", "tmp")
+ID = re.compile(r"[0-9a-f]{32,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer in use: `paths` of its root file systems below the store, the lowest first."""
+
+    paths: tuple[str, ...]
+    lock: int
+
+    def close(self) -> None:
+        os.close(self.lock)
+
+
+class Store:
+    """`uid`: the user that owns what is kept, None for the server's own."""
+
+    def __init__(self, data_dir: Path, uid: int | None) -> None:
+        self.data_dir = data_dir
+        self.root = data_dir / "store"
+        self.downloads = data_dir / "downloads"
+        self.upper = data_dir / "upper"
+        """An empty folder, to mount on where there is no better place."""
+        self.uid = uid
+
+    def open(self) -> None:
+        """Makes the folders, and removes what was being made when the server died. OSError."""
+        for folder in (self.data_dir, self.downloads, self.upper):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.root, *(self.root / name for name in FOLDERS)):
+            folder.mkdir(mode=0o711, exist_ok=True)
+            self.own(folder)
+        for entry in list((self.root / "tmp").iterdir()):
+            remove(entry)
+
+    def own(self, path: Path) -> None:
+        if self.uid is not None:
+            os.chown(path, self.uid, self.uid, follow_symlinks=False)
+
+    def has(self, recipe: Recipe) -> bool:
+        return (self.root / "layers" / recipe.digest / "base").is_file()
+
+    def use(self, digest: str) -> Layer:
+        """The layer, locked until it is closed. LookupError if it is not here."""
+        folder = self.root / "layers" / digest
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            raise LookupError(f"layer {digest} is not here") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            base = (folder / "base").read_text()
+        except OSError:
+            os.close(lock)
+            raise LookupError(f"layer {digest} is being removed") from None
+        return Layer((f"bases/{base}/root", f"layers/{digest}/root"), lock)
+
+    def base(self, base: str, tag: str, source: str) -> str | None:
+        """The ID of a base that is here."""
+        try:
+            name = (self.root / "sources" / _key(base, tag, source)).read_text()
+        except OSError:
+            return None
+        here = ID.fullmatch(name) and (self.root / "bases" / name / "root").is_dir()
+        return name if here else None
+
+    def remember_base(self, base: str, tag: str, source: str, name: str) -> None:
+        target = self.root / "sources" / _key(base, tag, source)
+        with self.temporary() as folder:
+            file = folder / "source"
+            file.write_text(name)
+            file.replace(target)
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """A folder in which something is made; what is still in it at the end is removed."""
+        folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        try:
+            folder.chmod(0o711)
+            self.own(folder)
+            yield folder
+        finally:
+            remove(folder)
+
+    def keep(self, made: Path, kind: str, name: str) -> None:
+        """Makes what was made in a temporary folder a base or a layer; the first one wins."""
+        try:
+            made.rename(self.root / kind / name)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+
+    def put(self, root: Path, files: Mapping[str, bytes]) -> None:
+        """Writes `files` into a layer's root that nothing else was put into yet."""
+        for name, content in files.items():
+            path = root
+            *folders, last = name.split("/")
+            if not last or {"", ".", ".."} & {*folders, last}:
+                raise ValueError(name)
+            for folder in folders:
+                path /= folder
+                if not path.is_dir():
+                    path.mkdir(mode=0o755)
+                    self.own(path)
+            path /= last
+            path.write_bytes(content)
+            path.chmod(0o644)
+            self.own(path)
+
+
+def _key(base: str, tag: str, source: str) -> str:
+    return hashlib.sha256(json.dumps([base, tag, source]).encode()).hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it, whatever its modes; never follows a link."""
+
+    def again(function: Callable[..., Any], name: str, _error: object) -> None:
+        """A folder that its owner may not search: only without root."""
+        with contextlib.suppress(OSError):
+            parent = os.path.dirname(name)  # noqa: PTH120
+            os.chmod(parent, stat.S_IRWXU)  # noqa: PTH101
+            if os.path.isdir(name) and not os.path.islink(name):  # noqa: PTH112, PTH114
+                os.chmod(name, stat.S_IRWXU)  # noqa: PTH101
+                shutil.rmtree(name)
+            else:
+                os.unlink(name)  # noqa: PTH108
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=again)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,363 @@
+"""The server's side of the spawner: prepared stubs, taken one for each sandbox."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import collections
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmdsvc.engine.bubblewrap.cgroups import Cgroups
+from cmdsvc.errors import EngineError
+from cmdsvc.model import Limits
+
+log = logging.getLogger(__name__)
+
+SPAWNER = Path(__file__).with_name("spawner.py")
+PREPARED = 4
+"""Stubs kept ready. One takes some 30 ms to make, most of it waiting for the kernel to move it into
+its control groups, and about 1 MB."""
+BYTES_PER_INODE = 4096
+"""Of a sandbox's file system: an inode costs about as much memory as a page of content."""
+START_TIMEOUT = 20.0
+STOP_TIMEOUT = 20.0
+"""Seconds."""
+USERS = 65536
+MAX_MESSAGE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where stubs find things, and as whom they run.
+
+    `uid` is None where the server has no root: then they run as the server's own user.
+    """
+
+    uid: int | None
+    folder: str
+    upper: str
+    store: str
+    bwrap: str
+    binds: Mapping[str, str]
+
+
+class Stub:
+    """A process that is about to become one sandbox, then the sandbox."""
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.sock = sock
+        self.pidfd = -1
+        self.gone = asyncio.Event()
+        """It is dead with all that was below it."""
+        self.lost = False
+        """It went with the spawner."""
+
+    @property
+    def group(self) -> str:
+        return f"{self.number}"
+
+    def begin(
+        self,
+        bwrap: str,
+        argv: int,
+        files: Mapping[int, int],
+        *,
+        rlimits: Iterable[tuple[int, int, int]] = (),
+        disk: str = "",
+        write: Mapping[str, str] | None = None,
+        network: int | None = None,
+    ) -> None:
+        """Hands over what is to be executed.
+
+        `argv` is a file of NUL-ended words, `files` maps descriptor numbers in bwrap to ours,
+        `disk` are mount options, `write` maps paths to what is written there first, `network` is
+        a network namespace. The descriptors remain the caller's.
+        """
+        message = {
+            "bwrap": bwrap,
+            "fds": list(files),
+            "rlimits": list(rlimits),
+            "disk": disk,
+            "write": dict(write or {}),
+            "network": network is not None,
+        }
+        fds = [argv, *files.values(), *([] if network is None else [network])]
+        try:
+            socket.send_fds(self.sock, [json.dumps(message).encode()], fds)
+        except OSError as error:
+            raise EngineError("the sandbox could not be started", f"{error}") from error
+
+    def kill(self) -> None:
+        """Ends it with all that is below; `gone` tells when that is done."""
+        with contextlib.suppress(OSError):
+            if self.pidfd >= 0 and not self.gone.is_set():
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.sock.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Stubs:
+    """Starts the spawner and keeps stubs ready. `take` one, `put_away` every one that was taken."""
+
+    def __init__(self, place: Place, cgroups: Cgroups | None, limits: Limits) -> None:
+        self.place = place
+        self.cgroups = cgroups
+        self.limits = limits
+        self._numbers = itertools.count(1)
+        self._stubs: dict[int, Stub] = {}
+        self._ready: collections.deque[Stub] = collections.deque()
+        self._coming = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._closing = False
+
+    async def open(self) -> None:
+        """Starts the spawner. EngineError if it cannot do its work on this machine."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        config = {
+            "fd": theirs.fileno(),
+            "place": self.place.folder,
+            "uid": self.place.uid,
+            "users": USERS,
+            "binds": dict(self.place.binds),
+            "upper": self.place.upper,
+        }
+        command = [sys.executable, "-I", "-S", str(SPAWNER), json.dumps(config)]
+        loop = asyncio.get_running_loop()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - fork and exec, no wait
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={},
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+        self._control = ours
+        self._started = loop.create_future()
+        loop.add_reader(ours, self._heard)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._started
+        except BaseException as error:
+            await self.aclose()
+            if isinstance(error, TimeoutError):
+                raise EngineError("the spawner does not start", "see the server's log") from error
+            raise
+        self._closing = False
+        self._refill()
+
+    async def aclose(self) -> None:
+        """Ends every sandbox and the spawner. Repeatable."""
+        self._closing = True
+        while self._ready:
+            await self.put_away(self._ready.popleft())
+        control, self._control = self._control, None
+        if control is not None:
+            asyncio.get_running_loop().remove_reader(control)
+            control.close()
+        process, self._process = self._process, None
+        if process is not None:
+            await asyncio.to_thread(_wait, process)
+        for stub in list(self._stubs.values()):
+            stub.gone.set()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def take(self) -> Stub:
+        """A stub of one's own. EngineError if none can be made."""
+        while self._ready:
+            stub = self._ready.popleft()
+            if not stub.gone.is_set():
+                self._refill()
+                return stub
+            await self.put_away(stub)
+        return await self._prepare()
+
+    async def put_away(self, stub: Stub) -> None:
+        """Ends `stub`: its processes are dead on return; its groups are removed in the background."""
+        stub.kill()
+        stub.sock.close()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await stub.gone.wait()
+        except TimeoutError:
+            log.error("sandbox %d does not end", stub.number)  # noqa: TRY400 - nothing to trace
+        stub.close()
+        if self._stubs.pop(stub.number, None) is not None and self.cgroups is not None:
+            self._background(self.cgroups.remove(stub.group))
+
+    async def users(self) -> int:
+        """A descriptor of a user namespace that maps USERS users."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            self._ask({"op": "users"}, theirs)
+            fds = await _answer(ours)
+        return fds[0]
+
+    def _refill(self) -> None:
+        if not self._closing and len(self._ready) + self._coming < PREPARED:
+            self._coming += 1
+            self._background(self._one_more())
+
+    async def _one_more(self) -> None:
+        try:
+            stub = await self._prepare()
+        except EngineError as error:
+            log.warning("no sandbox could be prepared: %s", error)
+            return
+        finally:
+            self._coming -= 1
+        if self._closing:
+            await self.put_away(stub)
+            return
+        self._ready.append(stub)
+        self._refill()
+
+    async def _prepare(self) -> Stub:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stub = Stub(next(self._numbers), ours)
+        request = {
+            "op": "stub",
+            "id": stub.number,
+            "cgroups": self.cgroups.requests(stub.group, self.limits) if self.cgroups else [],
+            "disk": self.limits.disk,
+            "inodes": inodes(self.limits.disk),
+        }
+        self._stubs[stub.number] = stub
+        try:
+            try:
+                self._ask(request, theirs)
+            except EngineError:
+                stub.gone.set()
+                raise
+            [stub.pidfd] = await _answer(ours)
+        except BaseException:
+            stub.sock.close()
+            self._background(self.put_away(stub))
+            raise
+        return stub
+
+    def _ask(self, request: Mapping[str, object], sock: socket.socket) -> None:
+        with sock:
+            if self._control is None:
+                raise EngineError("the engine is closed")
+            try:
+                socket.send_fds(self._control, [json.dumps(request).encode()], [sock.fileno()])
+            except OSError as error:
+                raise EngineError("no sandbox can be made now", f"{error}") from error
+
+    def _heard(self) -> None:
+        """What the spawner says."""
+        assert self._control is not None  # noqa: S101 - the reader is removed with it
+        assert self._started is not None  # noqa: S101
+        while True:
+            try:
+                data = self._control.recv(MAX_MESSAGE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lost()
+                return
+            if data.startswith(b"error "):
+                if not self._started.done():
+                    self._started.set_exception(_error(data))
+                continue
+            message = json.loads(data)
+            if "gone" in message:
+                if stub := self._stubs.get(message["gone"]):
+                    stub.gone.set()
+            elif not self._started.done():
+                self._started.set_result(None)
+
+    def _lost(self) -> None:
+        """The spawner has ended, and everything with it."""
+        assert self._control is not None  # noqa: S101
+        assert self._started is not None  # noqa: S101
+        asyncio.get_running_loop().remove_reader(self._control)
+        self._control.close()
+        self._control = None
+        if not self._started.done():
+            self._started.set_exception(EngineError("the spawner ended at its start"))
+        elif not self._closing:
+            log.error("the spawner has ended")
+        for stub in self._stubs.values():
+            stub.lost = True
+            stub.gone.set()
+
+    @property
+    def alive(self) -> bool:
+        return self._control is not None
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def inodes(disk: int) -> int:
+    return max(1024, disk // BYTES_PER_INODE)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+async def _answer(sock: socket.socket) -> list[int]:
+    """The descriptors that come with `ready`. EngineError with what went wrong otherwise."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    come: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, lambda: come.done() or come.set_result(None))
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            await come
+    except TimeoutError:
+        raise EngineError("no sandbox could be made in time", "the machine is too busy") from None
+    finally:
+        loop.remove_reader(sock)
+    try:
+        data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4))
+    except OSError as error:
+        raise EngineError("a sandbox ended while it was made", f"{error}") from error
+    fds = array.array("i")
+    for _level, _kind, packed in ancillary:
+        fds.frombytes(packed)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    if data != b"ready" or len(fds) != 1:
+        raise _error(data)
+    return list(fds)
+
+
+def _error(data: bytes) -> EngineError:
+    try:
+        text = json.loads(data.removeprefix(b"error "))["text"]
+    except (ValueError, KeyError, TypeError):
+        text = "it ended"
+    return EngineError(f"no sandbox can be made: {text}", "`cmdsvc check` tells what is missing")

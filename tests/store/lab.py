@@ -1,0 +1,108 @@
+"""What the tests of stores share: the backends, examples, and ways to interrupt."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cmdsvc.model import Door, Run
+
+NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=1)
+
+
+def sqlite_url(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder}/data/store.db"
+
+
+BACKENDS: dict[str, Callable[[Path], str]] = {"sqlite": sqlite_url}
+
+
+def a_command(name: str = "hello", **changes: Any) -> dict[str, Any]:
+    return {
+        "owner": "ann",
+        "name": name,
+        "description": "says hello",
+        "source": b"#!cmd alpine\n#!/bin/sh\necho hello\n",
+        "author": "ann",
+        "digest": "d" * 64,
+        "created_at": NOW,
+    } | changes
+
+
+def a_run(run_id: str = "r1", **changes: Any) -> Run:
+    values = {
+        "id": run_id,
+        "command": "ann/hello",
+        "version": 1,
+        "user": "ann",
+        "door": Door.SSH,
+        "started_at": NOW,
+    }
+    return Run(**(values | changes))
+
+
+async def query(url: str, *statements: str) -> list[Any]:
+    """What the last one returns, past the store."""
+    engine = create_async_engine(url)
+    rows: list[Any] = []
+    async with engine.begin() as connection:
+        for statement in statements:
+            result = await connection.execute(text(statement))
+            rows = list(result) if result.returns_rows else []
+    await engine.dispose()
+    return rows
+
+
+@contextmanager
+def at(start: str, act: Callable[[], object]) -> Iterator[None]:
+    """Acts before the database has a statement that begins so; "BEGIN" and "COMMIT" are too."""
+
+    def statement(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(start):
+            act()
+
+    def boundary(_connection: Any) -> None:
+        act()
+
+    kinds = {"BEGIN": ("begin", boundary), "COMMIT": ("commit", boundary)}
+    kind, listener = kinds.get(start, ("before_cursor_execute", statement))
+    event.listen(Engine, kind, listener)
+    try:
+        yield
+    finally:
+        event.remove(Engine, kind, listener)
+
+
+def fail() -> None:
+    raise RuntimeError
+
+
+async def killed(url: str, program: str) -> None:
+    """Runs `program`, which is to kill itself, against an open `store`."""
+    whole = f"""
+import asyncio, os, signal, sys
+from cmdsvc.store import open_store
+from tests.store.lab import a_command, a_run, at
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    store = await open_store(sys.argv[1], server="one")
+    await store.ensure_user("ann")
+{program}
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", whole, url, cwd=Path(__file__).parents[2]
+    )
+    assert await process.wait() == -signal.SIGKILL

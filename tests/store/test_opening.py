@@ -1,0 +1,121 @@
+"""Opening and closing, migrations, and what is refused."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import MetaData, select
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cmdsvc.errors import CmdError, InternalError, UsageError
+from cmdsvc.store import Store, open_store
+from cmdsvc.store.schema import metadata
+from tests.store.lab import a_command, a_run, query
+
+
+async def test_a_restart_finds_everything(url: str) -> None:
+    first = await open_store(url, server="one")
+    await first.ensure_user("ann")
+    made = await first.create(**a_command())
+    await first.begin_run(a_run())
+    await first.aclose()
+    second = await open_store(url, server="one")
+    assert await second.users() == ["ann"]
+    assert await second.find("ann", "hello") == made
+    assert await second.runs() == [a_run()]
+    await second.aclose()
+
+
+async def test_closed_it_says_so(url: str) -> None:
+    store = await open_store(url)
+    await store.aclose()
+    await store.aclose()
+    for call in (
+        store.find("ann", "hello"),
+        store.begin_run(a_run()),
+        store.ensure_user("ann"),
+        store.create(**a_command()),
+    ):
+        with pytest.raises(InternalError, match="the store is closed"):
+            await call
+
+
+async def test_opened_twice_at_once(url: str) -> None:
+    one, two = await asyncio.gather(open_store(url), open_store(url))
+    await one.ensure_user("ann")
+    assert await two.users() == ["ann"]
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_migrations_make_what_the_program_knows(url: str, store: Store) -> None:
+    engine = create_async_engine(url)
+    async with engine.connect() as connection:
+        differences = await connection.run_sync(
+            lambda sync: compare_metadata(
+                MigrationContext.configure(
+                    sync, opts={"compare_type": True, "compare_server_default": True}
+                ),
+                metadata,
+            )
+        )
+    await engine.dispose()
+    assert differences == []
+
+
+async def everything(url: str) -> dict[str, list[Any]]:
+    engine = create_async_engine(url)
+    found = MetaData()
+    async with engine.connect() as connection:
+        await connection.run_sync(found.reflect)
+        rows = {
+            table.name: list(await connection.execute(select(table)))
+            for table in found.sorted_tables
+        }
+    await engine.dispose()
+    return rows
+
+
+async def test_a_newer_store_is_refused_untouched(url: str) -> None:
+    store = await open_store(url)
+    await store.ensure_user("ann")
+    await store.create(**a_command())
+    await store.aclose()
+    await query(url, "UPDATE alembic_version SET version_num = '9999'")
+    before = await everything(url)
+    with pytest.raises(CmdError, match=r"newer version of this program \(schema 9999\); install"):
+        await open_store(url)
+    assert await everything(url) == before
+
+
+async def test_a_database_of_another_program_is_refused_untouched(url: str) -> None:
+    # Makes the database, then another program's of it.
+    store = await open_store(url)
+    await store.aclose()
+    tables = ("versions", "commands", "runs", "users", "alembic_version")
+    await query(url, *(f"DROP TABLE {table}" for table in tables))
+    await query(url, "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT)")
+    before = await everything(url)
+    with pytest.raises(CmdError, match="other tables than this program's"):
+        await open_store(url)
+    assert await everything(url) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "store.db",
+        "sqlite:///store.db",
+        "mysql://localhost/x",
+        "sqlite+aiosqlite://",
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite+aiosqlite:///file:x?uri=true",
+    ],
+)
+async def test_a_url_that_is_none(wrong: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        await open_store(wrong)
+    assert "\n" not in str(raised.value)
