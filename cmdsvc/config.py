@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from cmdsvc.engine.firewall import Destination
 from cmdsvc.errors import UsageError
 from cmdsvc.model import Limits, valid_name
 from cmdsvc.script import parse_duration, parse_size
@@ -46,10 +46,7 @@ def _user_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _destinations(words: tuple[str, ...]) -> tuple[str, ...]:
     for word in words:
-        address, _, port = word.partition(":")
-        IPv4Address(address)
-        if ":" in word and not (port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError(f"{word!r}: write ADDRESS or ADDRESS:PORT")
+        Destination.parse(word)
     return words
 
 

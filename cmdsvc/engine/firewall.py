@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Self
 
 from cmdsvc.errors import EngineError
 
@@ -48,6 +49,22 @@ TOOL_TIMEOUT = 10.0
 
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """An address that runs may reach although it is not of the Internet; on one port, or on all."""
+
+    address: IPv4Address
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ADDRESS or ADDRESS:PORT. ValueError if it is neither."""
+        address, colon, port = text.partition(":")
+        if colon and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"{text!r}: write ADDRESS or ADDRESS:PORT")
+        return cls(IPv4Address(address), int(port) if colon else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +100,21 @@ def pool_ruleset(
     prefix: str,
     block: IPv4Network,
     resolvers: Iterable[IPv4Address],
+    allowed: Iterable[Destination] = (),
     opened: Iterable[str] = (),
 ) -> Ruleset:
     """For network namespaces whose ends on the host have names that begin with `prefix`.
 
     They have their addresses out of `block` and leave with the host's. Only `resolvers` can be
-    asked, on port 53, where they are on a blocked address or on the host itself. `opened` is
+    asked, on port 53, where they are on a blocked address or on the host itself, and `allowed`
+    be reached wherever they are. `opened` is
     kept in the table for who comes after: the interfaces that forward only because of us.
     """
     match = f'"{_checked(_INTERFACE, prefix)}*"'
     names = ", ".join(f'"{_checked(_INTERFACE, name)}"' for name in sorted(opened))
     return _ruleset(
         table,
-        _filters(match, resolvers, f"ip saddr != {block} drop"),
+        _filters(match, resolvers, allowed, f"ip saddr != {block} drop"),
         _set("opened", "ifname", names),
         f"""\
   chain postrouting {{
@@ -106,7 +125,12 @@ def pool_ruleset(
     )
 
 
-def bridge_ruleset(instance: str, bridge: str, resolvers: Iterable[IPv4Address]) -> Ruleset:
+def bridge_ruleset(
+    instance: str,
+    bridge: str,
+    resolvers: Iterable[IPv4Address],
+    allowed: Iterable[Destination] = (),
+) -> Ruleset:
     """For the containers on Docker's network `bridge` (an interface's name).
 
     Docker itself does the NAT. Packets between two containers come by here only where the kernel
@@ -114,7 +138,7 @@ def bridge_ruleset(instance: str, bridge: str, resolvers: Iterable[IPv4Address])
     option, `com.docker.network.bridge.enable_icc=false`, which sees to that.
     """
     match = f'"{_checked(_INTERFACE, bridge)}"'
-    return _ruleset(bridge_table(instance), _filters(match, resolvers))
+    return _ruleset(bridge_table(instance), _filters(match, resolvers, allowed))
 
 
 def apply(ruleset: Ruleset) -> None:
@@ -204,30 +228,41 @@ def _set(name: str, kind: str, elements: str, flags: str = "") -> str:
     return f"  set {name} {{ {'; '.join(lines)}; }}\n"
 
 
-def _filters(match: str, resolvers: Iterable[IPv4Address], *first: str) -> str:
+def _filters(
+    match: str, resolvers: Iterable[IPv4Address], allowed: Iterable[Destination], *first: str
+) -> str:
     """What comes from the interfaces `match`, and what goes to them.
 
-    To the host itself nothing gets but questions to a resolver, whichever of its addresses is
+    To the host itself nothing gets but questions to a resolver and what is allowed, whichever of its addresses is
     meant: all that is local arrives at the input hook. What somebody's rule has sent elsewhere
     (dnat: a published port of a container) is not what the run asked for. TCP is answered by a
     reset, which is at once; the kernel sends only one ICMP message a second (icmp(7), icmp_ratelimit).
     """
     before = "".join(f"    {rule}\n" for rule in ("meta nfproto ipv6 drop", *first))
-    dns = "    ip daddr @resolvers meta l4proto { tcp, udp } th dport 53 accept\n"
+    passes = """\
+    ip daddr @resolvers meta l4proto { tcp, udp } th dport 53 accept
+    ip daddr @allowed accept
+    meta l4proto { tcp, udp } ip daddr . th dport @allowed_ports accept
+"""
+    allowed = tuple(allowed)
+    hosts = ", ".join(str(d.address) for d in allowed if d.port is None)
+    ports = ", ".join(f"{d.address} . {d.port}" for d in allowed if d.port is not None)
     return f"""\
 {_set("blocked", "ipv4_addr", ", ".join(map(str, BLOCKED)), "interval")}\
 {_set("resolvers", "ipv4_addr", ", ".join(map(str, resolvers)))}\
+{_set("allowed", "ipv4_addr", hosts)}\
+{_set("allowed_ports", "ipv4_addr . inet_service", ports)}\
   chain refuse {{
     meta l4proto tcp reject with tcp reset
     reject with icmp type admin-prohibited
     drop
   }}
   chain to_host {{
-{before}{dns}\
+{before}{passes}\
     goto refuse
   }}
   chain to_world {{
-{before}{dns}\
+{before}{passes}\
     ip daddr @blocked goto refuse
     ct status dnat goto refuse
   }}

@@ -16,6 +16,7 @@ import pytest
 from cmdsvc.engine import firewall
 from cmdsvc.engine.bubblewrap import netns, network
 from cmdsvc.engine.bubblewrap.network import Namespace, NetworkPool, finding
+from cmdsvc.engine.firewall import Destination
 from cmdsvc.engine.resolvers import Resolvers
 from cmdsvc.errors import EngineError
 from tests.engine import netlab
@@ -449,3 +450,29 @@ async def test_without_capabilities_it_says_which(outside: int) -> None:
     said = netlab.output(*drop, sys.executable, "-c", script)
     assert said.startswith("warning")
     assert "CAP_NET_ADMIN" in said
+
+
+async def test_what_is_allowed_is_reached_and_nothing_beside_it(outside: int) -> None:
+    allowed = [Destination.parse(text) for text in (f"{LAN}:{WEB}", f"{HOST}:{WEB}", "172.16.5.5")]
+    pool = NetworkPool(INSTANCE, size=1, allowed=allowed)
+    await pool.open()
+    try:
+        fd = (await pool.take()).fd
+        reached = await netlab.probe(
+            fd, ("tcp", LAN, WEB), ("tcp", HOST, WEB), ("tcp", "172.16.5.5", DNS)
+        )
+        refused = await netlab.probe(
+            fd, ("tcp", LAN, OTHER), ("tcp", HOST, DNS), ("tcp", "10.1.2.3", WEB)
+        )
+    finally:
+        await pool.aclose()
+    assert all(answer[0].isdigit() for answer, _ in reached), reached
+    assert [answer for answer, _ in refused] == ["ECONNREFUSED"] * 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "x", "10.0.0.1:8o"]
+)
+def test_a_destination_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="."):
+        Destination.parse(text)

@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cmdsvc.engine import EngineSettings, Progress, bases, packages
 from cmdsvc.engine.bubblewrap.store import Store
@@ -82,7 +83,7 @@ class Builder:
             for step in plan.steps:
                 await self._run(recipe, base, folder, step, plan.env, progress)
             (folder / "base").write_text(base)
-            await asyncio.to_thread(_finish, folder)
+            shutil.rmtree(folder / "work")
             self._store.keep(folder, "layers", recipe.digest)
 
     async def _run(
@@ -147,9 +148,9 @@ class Builder:
             return await bases.fetch(
                 release.url, self._store.downloads, progress, sha256=release.sha256
             )
-        raise EngineError(
-            f"base {base!r} is the image {source!r}, which needs a Docker engine",
-            f"set CMDSVC_BASE_{base.upper()} to a root file-system tarball (path or URL)",
+        raise DataError(
+            f"base {base!r} is not here: the image {source!r} needs a Docker engine",
+            f"the operator can set CMDSVC_BASE_{base.upper()} to a root file-system tarball",
         )
 
     async def _unpack(self, tarball: Path, root: Path) -> bytes:
@@ -248,12 +249,6 @@ def _environment(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]
     return made, files
 
 
-def _finish(folder: Path) -> None:
-    """What must not be in a layer: the overlay's own folder, and what the kernel keeps in it."""
-    shutil.rmtree(folder / "work")
-    os.sync()
-
-
 def _digest(tarball: Path) -> str:
     with tarball.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -268,11 +263,18 @@ async def _in_thread(
     try:
         yield entered
     finally:
-        leave = asyncio.ensure_future(asyncio.to_thread(manager.__exit__, None, None, None))
-        while not leave.done():
-            try:
-                await asyncio.shield(leave)
-            except asyncio.CancelledError:
-                if leave.cancelled():
-                    raise
-                continue
+        await _finished(asyncio.to_thread(manager.__exit__, None, None, None))
+
+
+async def _finished(work: Coroutine[Any, Any, object]) -> None:
+    """Waits for `work` to its end, cancelled or not."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

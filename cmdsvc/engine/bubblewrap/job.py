@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from cmdsvc.engine.bubblewrap.stubs import Stub
 from cmdsvc.errors import EngineError
-from cmdsvc.model import Outcome, Reason
+from cmdsvc.model import SCRIPT_PATH, Outcome, Reason
 
 MESSAGE = struct.Struct("=ii")
 COMPLETE, NOT_EXECUTED, ENDED = 1, 2, 3
@@ -215,10 +215,12 @@ class BubblewrapJob:
         self._writable.set()
 
     def _not_executed(self, number: int) -> Outcome:
-        name = self._program.decode("utf-8", "replace")[:200]
+        name = repr(self._program.decode("utf-8", "replace")[:200])
+        if self._program == SCRIPT_PATH:
+            name = "its interpreter"
         if number in {errno.ENOENT, errno.ENOTDIR}:
-            return Outcome(127, Reason.EXIT, f"{name!r} is not in the image")
-        return Outcome(126, Reason.EXIT, f"{name!r} cannot be executed: {os.strerror(number)}")
+            return Outcome(127, Reason.EXIT, f"{name} is not in the image")
+        return Outcome(126, Reason.EXIT, f"{name} cannot be executed: {os.strerror(number)}")
 
     def _read(self, fd: int) -> bytes | None:
         """What is there, b"" at the end, None if there is nothing yet."""

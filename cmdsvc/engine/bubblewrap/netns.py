@@ -63,7 +63,8 @@ class Uplinks:
 class Plumbing:
     """The host's side of one server's namespaces: rules, forwarding, cables."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, allowed: Sequence[firewall.Destination] = ()) -> None:
+        self._allowed = tuple(allowed)
         self.table = firewall.pool_table(instance)
         token = hashlib.sha256(instance.encode()).hexdigest()[:6]
         self.prefix = f"cs{token}"
@@ -129,6 +130,7 @@ class Plumbing:
             prefix=self.prefix,
             block=self._block,
             resolvers=self.resolvers.addresses,
+            allowed=self._allowed,
             opened=self._opened,
         )
         if ruleset.text != self._applied or not firewall.is_applied(self.table):

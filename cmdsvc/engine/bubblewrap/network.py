@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from cmdsvc.engine import Finding
 from cmdsvc.engine.bubblewrap.netns import Plumbing
+from cmdsvc.engine.firewall import Destination
 from cmdsvc.engine.resolvers import host_resolvers
 from cmdsvc.errors import EngineError
 
@@ -43,11 +44,13 @@ class Namespace:
 class NetworkPool:
     """Keeps `size` namespaces ready; to take one costs nothing while there are any.
 
+    What is in `allowed` is reached from them besides the Internet.
+
     Root only. Made closed: `open` comes first, `aclose` last. One for an instance at a time.
     """
 
-    def __init__(self, instance: str, size: int = 4) -> None:
-        self._plumbing = Plumbing(instance)
+    def __init__(self, instance: str, size: int = 4, allowed: Sequence[Destination] = ()) -> None:
+        self._plumbing = Plumbing(instance, allowed)
         self._size = size
         self._ready: deque[Namespace] = deque()
         self._waiting: deque[asyncio.Future[Namespace]] = deque()

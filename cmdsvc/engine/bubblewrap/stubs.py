@@ -184,14 +184,39 @@ class Stubs:
             await asyncio.wait(self._tasks)
 
     async def take(self) -> Stub:
-        """A stub of one's own. EngineError if none can be made."""
+        """A stub with the default limits. EngineError if none can be made."""
         while self._ready:
             stub = self._ready.popleft()
             if not stub.gone.is_set():
                 self._refill()
                 return stub
             await self.put_away(stub)
-        return await self._prepare()
+        return await self.make(self.limits)
+
+    async def make(self, limits: Limits) -> Stub:
+        """A new stub, which takes some time. EngineError if it cannot be made."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stub = Stub(next(self._numbers), ours)
+        request = {
+            "op": "stub",
+            "id": stub.number,
+            "cgroups": self.cgroups.requests(stub.group, limits) if self.cgroups else [],
+            "disk": limits.disk,
+            "inodes": inodes(limits.disk),
+        }
+        self._stubs[stub.number] = stub
+        try:
+            try:
+                self._ask(request, theirs)
+            except EngineError:
+                stub.gone.set()
+                raise
+            [stub.pidfd] = await _answer(ours)
+        except BaseException:
+            stub.sock.close()
+            self._background(self.put_away(stub))
+            raise
+        return stub
 
     async def put_away(self, stub: Stub) -> None:
         """Ends `stub`: its processes are dead on return; its groups are removed in the background."""
@@ -221,7 +246,7 @@ class Stubs:
 
     async def _one_more(self) -> None:
         try:
-            stub = await self._prepare()
+            stub = await self.make(self.limits)
         except EngineError as error:
             log.warning("no sandbox could be prepared: %s", error)
             return
@@ -232,30 +257,6 @@ class Stubs:
             return
         self._ready.append(stub)
         self._refill()
-
-    async def _prepare(self) -> Stub:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stub = Stub(next(self._numbers), ours)
-        request = {
-            "op": "stub",
-            "id": stub.number,
-            "cgroups": self.cgroups.requests(stub.group, self.limits) if self.cgroups else [],
-            "disk": self.limits.disk,
-            "inodes": inodes(self.limits.disk),
-        }
-        self._stubs[stub.number] = stub
-        try:
-            try:
-                self._ask(request, theirs)
-            except EngineError:
-                stub.gone.set()
-                raise
-            [stub.pidfd] = await _answer(ours)
-        except BaseException:
-            stub.sock.close()
-            self._background(self.put_away(stub))
-            raise
-        return stub
 
     def _ask(self, request: Mapping[str, object], sock: socket.socket) -> None:
         with sock:

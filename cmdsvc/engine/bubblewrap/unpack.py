@@ -115,7 +115,6 @@ def main() -> int:
                 sys.stdout.buffer.write(file.read(MAX_OS_RELEASE))
         except OSError:
             pass
-        os.sync()
     except (OSError, ValueError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         sys.stderr.write(f"{error}\n".replace("\n", " ").strip() + "\n")
         return 1

