@@ -17,6 +17,7 @@ from pathlib import Path
 from cmdsvc.config import Settings, split_address
 from cmdsvc.engine import Engine, EngineSettings, Sources
 from cmdsvc.errors import CmdError, EngineError
+from cmdsvc.model import Network
 from cmdsvc.service import readymade
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
@@ -151,8 +152,19 @@ async def serve(settings: Settings) -> int:
 
 def _announce(settings: Settings, engine: Engine, ssh: SshServer, host: str) -> None:
     where = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host  # noqa: S104
-    log.info("engine %s, data in %s", engine.name, settings.data_dir.absolute())
-    log.info("host key %s", ssh.fingerprint)
+    log.info(
+        "ready",
+        extra={
+            "fields": {
+                "engine": engine.name,
+                "networks": ",".join(sorted(engine.networks)),
+                "data": str(settings.data_dir.absolute()),
+                "host_key": ssh.fingerprint,
+            }
+        },
+    )
+    if Network.INTERNET not in engine.networks:
+        log.warning("runs have no network here: `cmdsvc check` says why")
     if not any((settings.keys_dir / "users").glob("*.pub")):
         log.warning("nobody can log in yet: cmdsvc user add NAME PUBLIC_KEY_FILE")
     print(f"ssh -p {ssh.port} {where}", flush=True)  # noqa: T201 - the one line for the operator

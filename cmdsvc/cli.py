@@ -77,6 +77,30 @@ def pull(
 
 
 @cli.command()
+def firewall(
+    remove: Annotated[bool, typer.Option("--remove", help="take it away again")] = False,
+) -> None:
+    """Put the block list for runs on the docker engine in force, as root; lasts until a reboot."""
+    from cmdsvc import app  # noqa: PLC0415
+    from cmdsvc.engine import firewall as rules  # noqa: PLC0415
+    from cmdsvc.engine.docker import bridge_name  # noqa: PLC0415
+    from cmdsvc.engine.resolvers import host_resolvers  # noqa: PLC0415
+
+    settings = app.engine_settings(config.load())
+    table = rules.bridge_table(settings.instance)
+    if remove:
+        rules.remove(table)
+        print(f"removed the nftables table inet {table}")  # noqa: T201
+        return
+    bridge = bridge_name(settings.instance)
+    allowed = [rules.Destination.parse(text) for text in settings.network_allow]
+    rules.apply(
+        rules.bridge_ruleset(settings.instance, bridge, host_resolvers().addresses, allowed)
+    )
+    print(f"the nftables table inet {table} holds runs on {bridge} to the Internet")  # noqa: T201
+
+
+@cli.command()
 def demo() -> None:
     """Show the whole thing at work: a server of its own, the real ssh client, nothing left behind."""
     from cmdsvc.demo import demo as run_demo  # noqa: PLC0415

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.kit import Kit
 
 MB = 1 << 20
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds that a step may take on a busy machine; nothing waits for it to pass."""
 
 LIMITS = Limits(timeout=300.0, memory=256 * MB, cpus=2.0, pids=128, disk=64 * MB)
