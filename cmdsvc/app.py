@@ -21,6 +21,7 @@ from cmdsvc.model import Network
 from cmdsvc.service import readymade
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
+from cmdsvc.service.editor import Editor
 from cmdsvc.service.runs import Runs
 from cmdsvc.ssh.keys import KeyRing, host_key
 from cmdsvc.ssh.server import SshServer, SshSettings
@@ -136,7 +137,12 @@ async def serve(settings: Settings) -> int:
             ),
             host_key(settings.keys_dir),
             ring,
-            Services(commands, runs, settings.max_source),
+            Services(
+                commands,
+                runs,
+                Editor(engine, builds, settings.limits, settings.bases, settings.max_source),
+                settings.max_source,
+            ),
         )
         await ssh.open()
         stack.push_async_callback(ssh.aclose)

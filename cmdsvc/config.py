@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,9 +21,9 @@ from pydantic_settings import (
 )
 
 from cmdsvc.engine.firewall import Destination
-from cmdsvc.errors import UsageError
+from cmdsvc.errors import CmdError, UsageError
+from cmdsvc.metadata import parse_duration, parse_size
 from cmdsvc.model import Limits, valid_name
-from cmdsvc.script import parse_duration, parse_size
 
 PREFIX = "CMDSVC_"
 FILE = "cmdsvc.toml"
@@ -51,8 +51,11 @@ def _destinations(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _address(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    name = host[1:-1] if bracketed else host
+    numeric = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
+    if not name or not numeric or (":" in name) != bracketed:
         raise ValueError("write HOST:PORT, such as 127.0.0.1:2222 or [::]:22")
     return text
 
@@ -142,6 +145,7 @@ class Settings(BaseSettings):
 
 
 def split_address(address: str) -> tuple[str, int]:
+    """Host (an IPv6 address without its brackets) and port."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
@@ -152,8 +156,7 @@ def load() -> Settings:
         return Settings()
     except ValidationError as error:
         wrong = "; ".join(
-            f"{PREFIX}{'_'.join(str(part) for part in e['loc']).upper()}: "
-            f"{e['msg'].removeprefix('Value error, ')}"
+            f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors()
         )
         raise UsageError(wrong, "see docs/operating.md, or `cmdsvc check`") from None
@@ -162,14 +165,37 @@ def load() -> Settings:
 
 
 def add_operator(settings: Settings, name: str) -> str:
-    """Puts `name` among the operators in `cmdsvc.toml`; returns what was done, in words."""
+    """Puts `name` among the operators in `cmdsvc.toml`; returns what was done, in words.
+
+    Raises CmdError where the file cannot be written.
+    """
     if name in settings.operators:
         return f"{name} is an operator already"
-    line = f"operators = {json.dumps([*settings.operators, name])}\n"
     if os.environ.get(f"{PREFIX}OPERATORS"):
         return f"set {PREFIX}OPERATORS={','.join([*settings.operators, name])}: it is set, and wins over {FILE}"
     path = Path(FILE)
-    text = path.read_text() if path.exists() else ""
-    kept = re.sub(r"(?m)^operators\s*=\s*\[[^\]]*\]\s*\n?", "", text)
-    path.write_text(line + kept)
+    line = f"operators = {json.dumps([*settings.operators, name])}\n"
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.write_text(_with_operators(text, line), encoding="utf-8")
+    except OSError as error:
+        raise CmdError(f"{FILE} cannot be changed: {error}", f"put this in: {line}") from None
     return f"{name} is an operator, by {FILE}; restart the server"
+
+
+def _with_operators(text: str, line: str) -> str:
+    """The TOML `text` with `line` instead of what sets the operators, or at its beginning."""
+    lines = text.splitlines(keepends=True)
+    start = 0
+    for end in range(1, len(lines) + 1):
+        statement = "".join(lines[start:end])
+        if statement.startswith("["):  # a table: keys from here on are its own
+            break
+        try:
+            keys = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:  # it goes on over the next line
+            continue
+        if "operators" in keys:
+            return "".join([*lines[:start], line, *lines[end:]])
+        start = end
+    return line + text

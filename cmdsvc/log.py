@@ -1,4 +1,7 @@
-"""The service's log: one line per event on stderr, as text or as JSON."""
+"""The service's log: one line per event on stderr, as text or as JSON.
+
+As text an exception's lines follow, indented.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,11 @@ class _Text(logging.Formatter):
             *(f"{key}={value}" for key, value in fields.items()),
         ]
         line = printable(" ".join(words)).replace("\n", " ")
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        # Indented, so that no error's text can pass for an event of its own.
+        trace = printable(self.formatException(record.exc_info)).replace("\n", "\n  ")
+        return f"{line}\n  {trace}"
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -14,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import docker
+
+from cmdsvc.engine.docker.images import repository
 
 START_TIMEOUT = 60
 """Seconds until a dockerd has to answer, and until it has to be gone."""
@@ -94,11 +97,28 @@ class Dockerd:
         os.kill(self.pid, signal.SIGCONT)
 
     def remove(self) -> None:
-        """Stops it and removes its folder."""
+        """Stops it and removes its folder, and the interfaces of its networks with it."""
+        if self._process is None and (self.folder / "data").exists():
+            with suppress(NoDockerError):
+                self.start()
+        if self._process is not None:
+            self._remove_networks()
         self.stop()
         for mount in reversed(_mounts(self.folder)):
             subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remove_networks(self) -> None:
+        client = docker.DockerClient(base_url=self.host, version="auto")
+        try:
+            for container in client.containers.list(all=True):
+                with suppress(docker.errors.APIError):
+                    container.remove(force=True)
+            for network in client.networks.list(filters={"type": "custom"}):
+                with suppress(docker.errors.APIError):
+                    network.remove()
+        finally:
+            client.close()
 
     def _read(self, process: subprocess.Popen[str], answers: threading.Event) -> None:
         if process.stderr is None:
@@ -146,12 +166,18 @@ def docker_host() -> Iterator[str]:
 
 def answers(host: str) -> bool:
     """Whether a Docker engine is there."""
-    try:
-        client = docker.DockerClient(base_url=host, version="auto", timeout=10)
-    except docker.errors.DockerException:
-        return False
-    client.close()
-    return True
+    kind, _, place = host.partition("://")
+    if kind == "ssh":
+        return True  # whoever has set it means it
+    with socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET) as client:
+        client.settimeout(10)
+        try:
+            name, _, port = place.rpartition(":")
+            client.connect(place if kind == "unix" else (name, int(port)))
+            client.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+            return b" 200 " in client.recv(4096)
+        except (OSError, ValueError):
+            return False
 
 
 def purge(host: str, instance: str) -> None:
@@ -164,7 +190,7 @@ def purge(host: str, instance: str) -> None:
                 container.remove(force=True, v=True)
         tags = [tag for image in client.images.list() for tag in image.tags]
         for tag in tags:
-            if tag.startswith((f"cmdsvc-{instance}:", f"cmdsvc-{instance}-base:")):
+            if tag.startswith((f"{repository(instance)}:", f"{repository(instance)}-base:")):
                 with suppress(docker.errors.APIError):
                     client.images.remove(tag, force=True)
         for network in client.networks.list(filters=mine):

@@ -15,6 +15,9 @@ from cmdsvc.errors import BusyError, CmdError, DataError, EngineError, printable
 from cmdsvc.model import SEARCH_PATH
 from cmdsvc.recipe import Recipe
 
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_~:=<>@-]*")
+"""A name, and what version of it, in the spelling of either package manager."""
+
 WORDS = 400
 """Characters of the package manager's own words that an error quotes at most."""
 
@@ -36,9 +39,12 @@ class Plan:
 def plan(recipe: Recipe, sources: Sources) -> Plan:
     """What to do for `recipe`; no steps where it names no packages.
 
-    Errors: DataError (no package manager is known for the base), EngineError (the operator's
-    public keys cannot be read).
+    Errors: DataError (no package manager is known for the base, or a name is none), EngineError
+    (the operator's public keys cannot be read).
     """
+    for name in recipe.packages:
+        if not _PACKAGE.fullmatch(name):
+            raise DataError(f"{name[:80]!r} cannot be a package", "check the first line")
     return _manager(recipe.base).plan(recipe.packages, sources)
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cmdsvc.engine import Engine, Invocation, Progress
-from cmdsvc.errors import BusyError, DataError, printable
-from cmdsvc.model import SEARCH_PATH, Limits, Network
+from cmdsvc.errors import BusyError, DataError, EngineError, printable
+from cmdsvc.model import SEARCH_PATH, Limits, Network, Outcome, Reason
 from cmdsvc.recipe import Recipe
 
 AT_ONCE = 2
 WAITING = 32
+"""Builds that may be wanted at once, those going on among them."""
+KNOWN = 4096
+"""Layers and programs that are remembered as being together."""
 
 PACKAGES = {
     "bash": "bash",
@@ -77,47 +79,40 @@ class Builds:
         finally:
             build.listeners.remove(progress)
             if not build.listeners and not build.task.done():
+                self._forget(recipe, build)  # who comes now begins another
                 build.task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await build.task
+                await asyncio.gather(build.task, return_exceptions=True)
 
     async def _build(self, recipe: Recipe, build: _Build) -> None:
         try:
             async with self._room:
                 await self._engine.build(recipe, build.tell)
         finally:
+            self._forget(recipe, build)
+
+    def _forget(self, recipe: Recipe, build: _Build) -> None:
+        if self._building.get(recipe.digest) is build:
             del self._building[recipe.digest]
 
     async def check_programs(self, recipe: Recipe, programs: Sequence[str]) -> None:
-        """DataError where the layer lacks one of the programs (absolute, or looked up on PATH)."""
+        """DataError where the layer lacks one of the programs (absolute, or looked up on PATH).
+
+        EngineError where it cannot be told.
+        """
         known = (recipe.digest, tuple(programs))
         if not programs or known in self._programs:
             return
-        job = await self._engine.start(
-            Invocation(
-                run_id=f"look-{secrets.token_hex(8)}",
-                recipe=recipe,
-                argv=(b"/bin/sh", b"-c", _LOOK, b"sh", *map(os.fsencode, programs)),
-                script=None,
-                env={b"PATH": SEARCH_PATH},
-                limits=self._limits,
-                network=Network.NONE,
-            )
-        )
-        missing = b""
-        try:
-            async with asyncio.timeout(self._limits.timeout):
-                await job.send_eof()
-                async for _, data in job.output():
-                    missing = (missing + data)[:256]
-                outcome = await job.wait()
-        finally:
-            await job.aclose()
+        outcome, missing = await self._look(recipe, programs)
         if outcome.exit_status == 0:
-            while len(self._programs) >= 4096:
+            while len(self._programs) >= KNOWN:
                 self._programs.pop(next(iter(self._programs)))
             self._programs[known] = None
             return
+        if outcome.exit_status != 1:
+            raise EngineError(
+                f"the image could not be searched: {outcome.message or outcome.exit_status}",
+                "the operator's log may have more",
+            )
         program = printable(missing.decode(errors="replace"))
         package = PACKAGES.get(program.rpartition("/")[2])
         raise DataError(
@@ -126,3 +121,32 @@ class Builds:
             if package
             else "add the package that brings it to the #!cmd line",
         )
+
+    async def _look(self, recipe: Recipe, programs: Sequence[str]) -> tuple[Outcome, bytes]:
+        """How the search in the layer ended, and the program that it missed first."""
+        try:
+            job = await self._engine.start(
+                Invocation(
+                    run_id=f"look-{secrets.token_hex(8)}",
+                    recipe=recipe,
+                    argv=(b"/bin/sh", b"-c", _LOOK, b"sh", *map(os.fsencode, programs)),
+                    script=None,
+                    env={b"PATH": SEARCH_PATH},
+                    limits=self._limits,
+                    network=Network.NONE,
+                )
+            )
+        except LookupError:
+            raise BusyError("the layer was removed meanwhile", "try again") from None
+        missing = b""
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                await job.send_eof()
+                async for fd, data in job.output():
+                    if fd == 1:
+                        missing = (missing + data)[:256]
+                return await job.wait(), missing
+        except TimeoutError:
+            return Outcome(124, Reason.TIMEOUT, "timed out"), missing
+        finally:
+            await job.aclose()

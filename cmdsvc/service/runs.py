@@ -16,6 +16,7 @@ from cmdsvc import __version__
 from cmdsvc.access import Action
 from cmdsvc.engine import Engine, Invocation
 from cmdsvc.errors import BusyError, CmdError, EngineError
+from cmdsvc.metadata import limits_of
 from cmdsvc.model import (
     SCRIPT_PATH,
     SEARCH_PATH,
@@ -32,7 +33,7 @@ from cmdsvc.model import (
 )
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import Caller, relay
-from cmdsvc.script import Script, limits_of
+from cmdsvc.script import Script
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands
 from cmdsvc.store import Store

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +18,19 @@ log = logging.getLogger("cmdsvc.keys")
 
 RECHECK = 1.0
 """Seconds between two looks at the folder; a changed file counts from then on."""
+RACY = 2_000_000_000
+"""Nanoseconds. What changed so lately may change again without another time stamp (a file system
+counts in steps of up to two seconds), so it is read again."""
+
+
+def _public_key(line: str) -> asyncssh.SSHKey:
+    """The key of a line "TYPE BASE64 [COMMENT]". Raises KeyImportError."""
+    try:
+        return asyncssh.import_public_key(line.encode())
+    except asyncssh.KeyImportError:
+        raise
+    except Exception as error:  # a broken key brings any of its parsers' own errors
+        raise asyncssh.KeyImportError("Invalid public key") from error
 
 
 def read_user_keys(path: Path) -> list[asyncssh.SSHKey]:
@@ -25,11 +40,12 @@ def read_user_keys(path: Path) -> list[asyncssh.SSHKey]:
     would be to lift it.
     """
     keys = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            keys.append(asyncssh.import_public_key(line))
+            keys.append(_public_key(line))
         except asyncssh.KeyImportError:
             log.warning("%s, line %d: not a public key without options; skipped", path.name, number)
     return keys
@@ -56,7 +72,7 @@ class KeyRing:
         try:
             with os.scandir(self._folder) as entries:
                 files = sorted(
-                    (entry.name, entry.stat().st_mtime_ns, entry.stat().st_size)
+                    (entry.name, entry.stat().st_ctime_ns, entry.stat().st_size)
                     for entry in entries
                     if entry.name.endswith(".pub") and entry.is_file()
                 )
@@ -81,29 +97,37 @@ class KeyRing:
                     log.warning(
                         "a key of %s is %s's already; skipped", user, owners[key.public_data]
                     )
-        self._owners, self._seen = owners, files
+        self._owners = owners
+        settled = time.time_ns() - RACY
+        self._seen = files if all(changed < settled for _, changed, _ in files) else None
 
 
 def add_user(folder: Path, name: str, text: str) -> int:
-    """Adds the public keys in `text` (authorized_keys format) to a user; returns how many are new."""
-    users = folder / "users"
-    users.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path = users / f"{name}.pub"
+    """Adds the public keys in `text` (authorized_keys format) to a user; returns how many are new.
+
+    Raises UsageError, and changes nothing, where a line is no public key and where there is none.
+    """
+    path = folder / "users" / f"{name}.pub"
     present = {key.public_data for key in read_user_keys(path)} if path.exists() else set()
+    given = [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
+    hint = "give a public key as ssh-keygen writes it into a .pub file"
+    if not given:
+        raise UsageError("there is no public key", hint)
     lines = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        if line.startswith("#"):
-            continue
+    for line in given:
         try:
-            key = asyncssh.import_public_key(line)
+            key = _public_key(line)
         except asyncssh.KeyImportError as error:
-            hint = "give a public key as ssh-keygen writes it into a .pub file"
             raise UsageError(f"not a public key: {error}", hint) from None
         if key.public_data not in present:
             present.add(key.public_data)
             lines.append(line)
-    with path.open("a") as file:
-        file.writelines(f"{line}\n" for line in lines)
+    if lines:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        ended = not path.exists() or path.read_bytes()[-1:] in {b"", b"\n"}
+        with path.open("a", encoding="utf-8") as file:
+            file.write("" if ended else "\n")
+            file.writelines(f"{line}\n" for line in lines)
     return len(lines)
 
 
@@ -114,15 +138,14 @@ def host_key(folder: Path) -> asyncssh.SSHKey:
         if not path.exists():
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             key = asyncssh.generate_private_key("ssh-ed25519", comment="cmdsvc")
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
-                f.write(key.export_private_key())
+            handle, fresh = tempfile.mkstemp(prefix=".", dir=folder)  # 0600
             try:
-                os.link(fresh, path)  # never over one that another server made meanwhile
-            except FileExistsError:
-                pass
+                with os.fdopen(handle, "wb") as file:
+                    file.write(key.export_private_key())
+                with contextlib.suppress(FileExistsError):
+                    os.link(fresh, path)  # never over one that another server made meanwhile
             finally:
-                fresh.unlink()
+                Path(fresh).unlink()
         return asyncssh.read_private_key(path)
     except (OSError, asyncssh.KeyImportError) as error:
         raise CmdError(

@@ -17,6 +17,7 @@ from cmdsvc.errors import DataError, UsageError, one_line, printable
 from cmdsvc.model import Identity, Terminal
 from cmdsvc.relay import Caller
 from cmdsvc.service.commands import Commands
+from cmdsvc.service.editor import Editor
 from cmdsvc.service.runs import Runs
 
 PROGRESS_MAX = 1000
@@ -29,6 +30,7 @@ class Services:
 
     commands: Commands
     runs: Runs
+    editor: Editor
     max_source: int
 
 

@@ -76,6 +76,14 @@ async def until(condition: Callable[[], object], *, within: float = 20.0) -> Non
             await asyncio.sleep(0.02)
 
 
+async def gone(left: Callable[[], object], *, within: float = 20.0) -> None:
+    """Looks again until nothing is left; fails with what is left if that takes too long."""
+    try:
+        await until(lambda: not left(), within=within)
+    except TimeoutError:
+        raise AssertionError(f"left behind: {left()}") from None
+
+
 def traces(settings: EngineSettings, docker_host: str = "") -> Counter[str]:
     """All that tells on this machine of an engine with these settings, outside of its data folder.
 

@@ -172,7 +172,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(lab: Lab, place: Path) -
                 continue
             await job.aclose()
         assert (await own.run("echo alive")).ok() == b"alive\n"
-        await host.until(lambda: host.with_argument(mark) == [])
+        await host.gone(lambda: host.with_argument(mark))
     assert own.traces() == {}
 
 
@@ -207,7 +207,7 @@ async def test_a_closed_run_leaves_no_trace_on_the_host(lab: Lab) -> None:
         await Transcript(job).line()
         cgroups = {c for p in host.with_argument(mark) for c in host.cgroups_of(p)}
     # Its tear-down may go on in the background, but not for long.
-    await host.until(lambda: not [c for c in cgroups if c.exists()])
+    await host.gone(lambda: [c for c in cgroups if c.exists()])
 
 
 async def test_a_layer_that_is_not_here(lab: Lab) -> None:

@@ -213,6 +213,27 @@ def test_control_c_interrupts_what_runs_and_not_the_shell(shell: Terminal):
     assert shell.wait() == 5
 
 
+def test_edit_opens_an_editor_on_a_terminal(service: Service, name: str):
+    service.create(name, "#!cmd alpine\n#!/bin/sh\necho first\n").ok()
+    terminal = Terminal(service, f":edit {name}")
+    try:
+        terminal.until(b"echo first")
+        terminal.type(b":%s/first/second/\r:wq\r")
+        terminal.until(b"is now version 2")
+        assert terminal.wait() == 0
+    finally:
+        terminal.close()
+    assert service.ssh(name).ok().out == b"second\n"
+    terminal = Terminal(service, f":edit {name}")
+    try:
+        terminal.until(b"echo second")
+        terminal.type(b":q\r")
+        terminal.until(b"is unchanged")
+        assert terminal.wait() == 0
+    finally:
+        terminal.close()
+
+
 def test_the_sandbox_is_gone_within_a_second_of_the_client(service: Service, sh: str):
     mark = f"1{os.getpid():07d}"
     client = service.popen(sh, f"echo begun; exec sleep {mark}")

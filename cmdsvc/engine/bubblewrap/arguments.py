@@ -9,13 +9,13 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR
+from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR, Terminal
 
 HERE = Path(__file__).parent
 MACHINES = ("x86_64", "aarch64")
 """As `uname -m` has them: those for which there are filters and a launcher."""
 
-SOCKET, OPTIONS, SCRIPT, FILTER, TTY_FILTER, LAUNCH, USERS, RESOLV = 3, 4, 5, 6, 7, 8, 9, 10
+SOCKET, OPTIONS, SCRIPT, FILTER, TTY_FILTER, LAUNCH, USERS, RESOLV, ENVIRONMENT = range(3, 12)
 """File descriptors, as bwrap finds them."""
 
 LAUNCH_PATH = SCRIPT_PATH.rpartition(b"/")[0] + b"/launch"
@@ -36,31 +36,36 @@ def filter_file(kind: str) -> Path:
     return HERE / "seccomp" / f"{kind}.{platform.machine()}.bpf"
 
 
-def argv(
-    program: Iterable[bytes], env: Mapping[bytes, bytes], *, terminal: bool, processes: int
-) -> bytes:
-    """bwrap's argument vector, each member ended by NUL.
+def argv(program: Iterable[bytes], *, terminal: Terminal | None, processes: int) -> bytes:
+    """The argument vector of bwrap, each member ended by NUL.
 
     `processes` is how many the user may have, where no control group says it; else 0.
     """
     words = [b"bwrap", b"--args", b"%d" % OPTIONS, b"--", LAUNCH_PATH, b"%d" % SOCKET]
-    words += [b"%d" % processes, b"t" if terminal else b"-", SEARCH_PATH]
-    words += [name + b"=" + value for name, value in env.items()]
-    words += [b"", *program]
+    words += [b"%d" % processes]
+    words += [b"%d" % terminal.columns, b"%d" % terminal.rows] if terminal else [b"-", b"-"]
+    words += [SEARCH_PATH, b"%d" % ENVIRONMENT, *program]
     return b"".join(word + b"\0" for word in words)
 
 
-def run_options(layers: Iterable[str], upper: str, *, script: bool, network: bool) -> bytes:
+def environment(env: Mapping[bytes, bytes]) -> bytes:
+    """The content of the file ENVIRONMENT."""
+    return b"".join(name + b"=" + value + b"\0" for name, value in env.items())
+
+
+def run_options(
+    layers: Iterable[str], upper: str, *, script: bool, network: bool, users: bool
+) -> bytes:
     """The options of a run, each ended by NUL.
 
     `layers`: root file systems, the lowest first. `upper`: the folder of the sized file system
     that a stub has prepared. `network`: whether the process is in a network namespace already.
+    `users`: whether there is a user namespace that maps many.
     """
-    words = ["--unshare-user", "--uid", "0", "--gid", "0", "--disable-userns"]
-    words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    words = _namespaces(users=users)
     if not network:
         words += ["--unshare-net"]
-    words += ["--cap-drop", "ALL", "--die-with-parent", "--hostname", "cmdsvc"]
+    words += ["--cap-drop", "ALL"]
     for layer in layers:
         words += ["--overlay-src", layer]
     words += ["--overlay", f"{upper}/root", f"{upper}/work", "/"]
@@ -82,21 +87,27 @@ def build_options(
     does not stay. `users`: whether there is a user namespace that maps many. `files`: paths inside
     to paths of the host. The network is the host's: the operator's mirror may be on its loopback.
     """
-    if users:
-        words = ["--userns", f"{USERS}"]
-    else:
-        words = ["--unshare-user", "--uid", "0", "--gid", "0", "--disable-userns"]
-    words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    words = _namespaces(users=users)
     words += ["--cap-drop", "ALL"]
     for capability in BUILD_CAPABILITIES:
         words += ["--cap-add", f"CAP_{capability}"]
-    words += ["--die-with-parent", "--hostname", "cmdsvc", "--overlay-src", layer]
+    words += ["--overlay-src", layer]
     words += ["--overlay", f"{folder}/root", f"{folder}/work", "/"]
     words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm", "/dev/shm"]
     words += ["--remount-ro", "/dev", "--tmpfs", "/run", "--bind", f"{upper}/root/tmp", "/tmp"]
     for inside, outside in files.items():
         words += ["--ro-bind", outside, inside]
     return _ended([*words, *_last("/")])
+
+
+def _namespaces(*, users: bool) -> list[str]:
+    """All but the network's; the user namespace is a given one, or has a single user."""
+    own = ["--unshare-user", "--uid", "0", "--gid", "0", "--disable-userns"]
+    return [
+        *(["--userns", f"{USERS}", "--assert-userns-disabled"] if users else own),
+        *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"),
+        *("--as-pid-1", "--die-with-parent", "--hostname", "cmdsvc"),
+    ]
 
 
 def _last(folder: str) -> list[str]:

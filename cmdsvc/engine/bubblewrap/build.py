@@ -81,7 +81,7 @@ class Builder:
                 self._store.own(folder / name)
             self._store.put(folder / "root", plan.files)
             for step in plan.steps:
-                await self._run(recipe, base, folder, step, plan.env, progress)
+                await self._run(recipe, (base, folder), step, plan.env, progress)
             (folder / "base").write_text(base)
             shutil.rmtree(folder / "work")
             self._store.keep(folder, "layers", recipe.digest)
@@ -89,19 +89,22 @@ class Builder:
     async def _run(
         self,
         recipe: Recipe,
-        base: str,
-        folder: Path,
+        where: tuple[str, Path],
         step: Sequence[str],
         env: Mapping[str, str],
         progress: Progress,
     ) -> None:
-        """One step. What it prints is progress, and the words of the error if it fails."""
+        """One step on a base, in the folder of the layer.
+
+        What it prints is progress, and the words of the error if it fails.
+        """
         kept: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
 
         def line(text: str) -> None:
             kept.append(text)
             progress(text)
 
+        base, folder = where
         env, files = _environment(env)
         job = await self._step(f"bases/{base}/root", folder, step, env, files)
         try:

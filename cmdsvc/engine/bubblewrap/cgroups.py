@@ -23,8 +23,8 @@ PERIOD = 100_000
 """Microseconds, the kernel's default for CPU quotas."""
 SMALLEST_QUOTA = 1000
 """Microseconds, the least that the kernel takes."""
-OWN_PROCESSES = 3
-"""bwrap twice (outside, and as the first process inside) and what starts the program."""
+OWN_PROCESSES = 2
+"""Outside bwrap, inside what starts the program."""
 REMOVAL_STEPS = 50
 """How often the removal of a group is tried, each after a longer pause, some 6 seconds in all."""
 
@@ -118,21 +118,25 @@ async def clear(parent: Path) -> None:
 
 async def _remove(group: Path) -> None:
     for step in range(REMOVAL_STEPS):
-        try:
-            group.rmdir()
-        except FileNotFoundError:
+        if _removed(group):
             return
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                return
-        else:
-            return
+        # Nothing in version 1 tells when a group is empty.
+        await asyncio.sleep(0.005 * (step + 1))
+
+
+def _removed(group: Path) -> bool:
+    """Removes it, or kills what is in it; whether there is nothing more to do."""
+    try:
+        group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            return True
         with contextlib.suppress(OSError, ValueError):
             for pid in (group / "cgroup.procs").read_text().split():
                 if pid != "0":
                     os.kill(int(pid), signal.SIGKILL)
-        # Nothing in version 1 tells when a group is empty.
-        await asyncio.sleep(0.005 * (step + 1))
+        return False
+    return True
 
 
 def find(instance: str) -> Cgroups:

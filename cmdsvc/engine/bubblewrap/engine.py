@@ -17,12 +17,12 @@ from pathlib import Path
 from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress
 from cmdsvc.engine.bubblewrap import arguments, cgroups
 from cmdsvc.engine.bubblewrap.build import Builder
-from cmdsvc.engine.bubblewrap.job import BubblewrapJob, pipe, set_size
+from cmdsvc.engine.bubblewrap.job import BubblewrapJob, pipe
 from cmdsvc.engine.bubblewrap.network import Namespace, NetworkPool
 from cmdsvc.engine.bubblewrap.store import Store
 from cmdsvc.engine.bubblewrap.stubs import USERS, Place, Stub, Stubs, inodes
 from cmdsvc.engine.firewall import Destination
-from cmdsvc.errors import DataError, EngineError
+from cmdsvc.errors import BusyError, DataError, EngineError
 from cmdsvc.model import Limits, Network, Outcome, Terminal
 from cmdsvc.recipe import Recipe
 
@@ -70,7 +70,8 @@ class BubblewrapEngine:
         self._stubs: Stubs | None = None
         self._pool: NetworkPool | None = None
         self._no_network = ""
-        self._users: int | None = None
+        self._run_users: int | None = None
+        self._build_users: int | None = None
         self._builder: Builder | None = None
         self._jobs: set[BubblewrapJob] = set()
         self._mending = asyncio.Lock()
@@ -100,8 +101,11 @@ class BubblewrapEngine:
         self._stubs = Stubs(place, self._cgroups, self._settings.limits)
         await self._stubs.open()
         if self._uid is not None:
-            self._users = await self._stubs.users()
-        self._builder = Builder(self._settings, self._store, self._step, self._users)
+            self._build_users = await self._stubs.users()
+            if self._cgroups is not None and "pids" in self._cgroups.folders:
+                # Else each run is counted in a namespace of its own, with one user.
+                self._run_users = await self._stubs.users()
+        self._builder = Builder(self._settings, self._store, self._step, self._build_users)
         self._pool, self._no_network = await _network(self._settings)
 
     async def aclose(self) -> None:
@@ -115,9 +119,10 @@ class BubblewrapEngine:
         pool, self._pool = self._pool, None
         if pool is not None:
             await pool.aclose()
-        users, self._users = self._users, None
-        if users is not None:
-            os.close(users)
+        for users in (self._run_users, self._build_users):
+            if users is not None:
+                os.close(users)
+        self._run_users = self._build_users = None
         self._builder = None
 
     async def check(self) -> list[Finding]:
@@ -129,8 +134,8 @@ class BubblewrapEngine:
         probe = BubblewrapEngine(settings, uid=self._uid or FIRST_USER)
         try:
             await probe.open()
-            await probe._probe()  # noqa: SLF001 - its own kind
-            return probe._findings()  # noqa: SLF001
+            await probe._probe()
+            return probe._findings()
         except EngineError as error:
             return [Finding("error", f"bubblewrap: {error.what}", error.hint)]
         finally:
@@ -145,6 +150,14 @@ class BubblewrapEngine:
                 f"use one of {', '.join(sorted(self._settings.sources.bases))}",
             )
         await self._opened_builder().pull(base, tag, source, progress)
+
+    async def purge(self) -> None:
+        try:
+            await asyncio.to_thread(self._store.purge)
+        except BlockingIOError:
+            raise BusyError("a layer is in use", "wait until nothing runs") from None
+        except OSError as error:
+            raise EngineError(f"the layers cannot be removed: {error}") from error
 
     async def has(self, recipe: Recipe) -> bool:
         return self._store.has(recipe)
@@ -172,16 +185,18 @@ class BubblewrapEngine:
             stubs.place.upper,
             script=invocation.script is not None,
             network=namespace is not None,
+            users=self._run_users is not None,
         )
         sandbox = _Sandbox(
             program=invocation.argv,
             env=invocation.env,
             options=options,
             filter="run",
-            limits=invocation.limits,
+            limits=_at_most(invocation.limits, self._settings.limits),
             script=invocation.script,
             terminal=invocation.terminal,
             namespace=namespace,
+            users=self._run_users,
         )
 
         async def release() -> None:
@@ -214,7 +229,7 @@ class BubblewrapEngine:
             f"{stubs.place.store}/{layer}",
             f"{stubs.place.store}/{folder.relative_to(self._store.root)}",
             stubs.place.upper,
-            users=self._users is not None,
+            users=self._build_users is not None,
             files=files,
         )
         sandbox = _Sandbox(
@@ -223,7 +238,7 @@ class BubblewrapEngine:
             options=options,
             filter="build",
             limits=limits,
-            users=self._users,
+            users=self._build_users,
             together=True,
         )
         return await self._begin(stubs, stub, sandbox, _nothing)
@@ -267,23 +282,17 @@ class BubblewrapEngine:
         pids_counted = groups is not None and "pids" in groups.folders
         program = arguments.argv(
             sandbox.program,
-            sandbox.env,
-            terminal=sandbox.terminal is not None,
+            terminal=sandbox.terminal,
             processes=0 if pids_counted else limits.pids + cgroups.OWN_PROCESSES,
         )
         changed = limits != stubs.limits and sandbox.filter == "run"
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            if sandbox.terminal is not None:
-                master, slave = os.openpty()
-                ours.callback(os.close, master)
-                theirs.callback(os.close, slave)
-                set_size(master, sandbox.terminal.columns, sandbox.terminal.rows)
-                standard = (slave, slave, slave)
-                inputs, sources = master, {master: 1}
-            else:
-                standard, inputs, sources = _pipes(theirs, ours, together=sandbox.together)
+            # A terminal is made inside; what bwrap itself has to say comes by a pipe all the same.
+            together = sandbox.together or sandbox.terminal is not None
+            standard, inputs, sources = _pipes(theirs, ours, together=together)
             files = dict(enumerate(standard))
             files[arguments.OPTIONS] = _memory(theirs, sandbox.options)
+            files[arguments.ENVIRONMENT] = _memory(theirs, arguments.environment(sandbox.env))
             files[arguments.LAUNCH] = _opened(theirs, arguments.launcher())
             files[arguments.FILTER] = _opened(theirs, arguments.filter_file(sandbox.filter))
             files[arguments.TTY_FILTER] = _opened(theirs, arguments.filter_file("tty"))
@@ -423,6 +432,16 @@ class BubblewrapEngine:
         else:
             found.append(Finding("ok", "runs reach the Internet, and nothing private"))
         return found
+
+
+def _at_most(asked: Limits, most: Limits) -> Limits:
+    return Limits(
+        timeout=min(asked.timeout, most.timeout),
+        memory=min(asked.memory, most.memory),
+        cpus=min(asked.cpus, most.cpus),
+        pids=min(asked.pids, most.pids),
+        disk=min(asked.disk, most.disk),
+    )
 
 
 async def _nothing() -> None:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import struct
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,8 +33,9 @@ END_OF_FILE = b"\x04"
 class BubblewrapJob:
     """See `relay.Job`. Takes over its descriptors, which do not block.
 
-    `inputs` is written to, `sources` maps what is read to 1 or 2; with a terminal both are its
-    master. `out_of_memory` tells whether the kernel has killed for want of memory; `release` is
+    `inputs` is written to, `sources` maps what is read to 1 or 2. With a terminal both become its
+    master, which comes from inside; until then `sources` has what bwrap may complain to.
+    `out_of_memory` tells whether the kernel has killed for want of memory; `release` is
     awaited when the sandbox is to go.
     """
 
@@ -64,6 +66,7 @@ class BubblewrapJob:
         self._writable = asyncio.Event()
         self._eof_sent = False
         self._built = False
+        self._size: tuple[int, int] | None = None
         self._errno: int | None = None
         self._status: int | None = None
         self._failure: EngineError | None = None
@@ -72,6 +75,8 @@ class BubblewrapJob:
         self._loop.add_reader(stub.sock, self._heard)
 
     async def send(self, data: bytes) -> None:
+        if self._terminal:
+            await self._complete.wait()
         view = memoryview(data)
         while view and not self._eof_sent and not self._done.is_set():
             try:
@@ -98,7 +103,8 @@ class BubblewrapJob:
             self._close(self._inputs)
 
     async def resize(self, columns: int, rows: int) -> None:
-        if self._terminal and self._inputs in self._fds:
+        self._size = (columns, rows)
+        if self._terminal and self._built and self._inputs in self._fds:
             set_size(self._inputs, columns, rows)
 
     async def signal(self, name: str) -> None:
@@ -171,17 +177,20 @@ class BubblewrapJob:
         It may come from the program, which can make the launcher say anything about this run.
         """
         try:
-            data = self._stub.sock.recv(1 << 12)
+            # Once there is a program, what is attached is dropped unseen.
+            data, fds, _, _ = socket.recv_fds(self._stub.sock, 1 << 12, 0 if self._built else 1)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, fds = b"", []
         if data.startswith(b"error ") and not self._built:
             self._failed(data)
         elif len(data) == MESSAGE.size:
             what, value = MESSAGE.unpack(data)
-            if what == COMPLETE:
+            if what == COMPLETE and not self._built:
                 self._built = True
+                if self._terminal:
+                    self._use_terminal(fds)
                 self._complete.set()
             elif what == NOT_EXECUTED and self._errno is None:
                 self._errno = value
@@ -190,6 +199,21 @@ class BubblewrapJob:
                 self._finish()
         else:
             self._finish()
+
+    def _use_terminal(self, fds: list[int]) -> None:
+        """The master has come; what bwrap could complain to is not needed any more."""
+        for fd in list(self._sources):
+            self._close(fd)
+        self._close(self._inputs)
+        self._sources.clear()
+        for fd in fds:
+            os.set_inheritable(fd, False)
+            os.set_blocking(fd, False)
+            self._inputs = fd
+            self._fds.add(fd)
+            self._sources[fd] = 1
+            if self._size is not None:
+                set_size(fd, *self._size)
 
     def _failed(self, data: bytes) -> None:
         try:

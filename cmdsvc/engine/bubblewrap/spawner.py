@@ -54,9 +54,12 @@ libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 
 
 class Config:
-    """`place`: where stubs find things, a folder that is there on every machine; `uid`: as whom
-    they run, None for the user that this process already is; `binds`: name below `place` to the
-    folder that appears there (only with a `uid`)."""
+    """What the server has decided.
+
+    `place` is where stubs find things, a folder that is there on every machine. They run as `uid`,
+    None for the user that this process already is. `binds` maps names below `place` to the folders
+    that appear there (only with a `uid`). `upper` is where a stub's file system is mounted.
+    """
 
     def __init__(self, text: str) -> None:
         fields: dict[str, Any] = json.loads(text)
@@ -129,6 +132,10 @@ def private_place(config: Config) -> None:
 
 def prepare(config: Config, request: dict[str, Any], parent: int) -> None:
     """What takes time and can be done before anybody asks for a run."""
+    # What the server's own parent may have had ignored or blocked is not for programs.
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     write("/proc/self/oom_score_adj", OOM_SCORE)
     for folder, values in request["cgroups"]:
         os.mkdir(folder)  # noqa: PTH102
@@ -171,9 +178,6 @@ def become(config: Config, sock: socket.socket, parent: int) -> NoReturn:
     network = fds.pop() if message["network"] else -1
     if network >= 0:
         check(libc.setns(network, CLONE_NEWNET), "setns")
-    signals = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGINT)
-    for number in signals:
-        signal.signal(number, signal.SIG_DFL)
     for what, soft, hard in message["rlimits"]:
         limit = (ctypes.c_ulong * 2)(soft, hard)
         check(libc.setrlimit(what, limit), "setrlimit")
@@ -183,7 +187,7 @@ def become(config: Config, sock: socket.socket, parent: int) -> NoReturn:
     if config.uid is not None:
         drop_privileges(config.uid)
     die_with_parent(parent)
-    os.execve(message["bwrap"], argv, {})
+    os.execve(message["bwrap"], argv, {})  # noqa: S606 - no shell is wanted
 
 
 def high(fd: int) -> int:
@@ -259,30 +263,38 @@ class Spawner:
             os._exit(1)
 
     def users(self) -> int:
-        """A user namespace that maps 65,536 users, owned by the one who runs sandboxes."""
+        """A user namespace that maps many users, owned by the one who runs sandboxes.
+
+        Nobody in it can make another one.
+        """
         uid = self.config.uid
         assert uid is not None  # noqa: S101 - the server asks only then
-        made, told = os.pipe2(os.O_CLOEXEC)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
             try:
-                die_with_parent(self.pid)
                 drop_privileges(uid)
                 check(libc.unshare(CLONE_NEWUSER), "unshare")
                 die_with_parent(self.pid)
-                os.write(told, b".")
+                theirs.send(b"made")
+                theirs.recv(1)
+                write("/proc/sys/user/max_user_namespaces", "0")
+                theirs.send(b"closed")
                 signal.pause()
+            except BaseException as error:  # noqa: BLE001 - the end of a forked process
+                report(theirs, error)
             finally:
                 os._exit(1)
-        os.close(told)
         try:
-            if os.read(made, 1) != b".":
-                raise OSError(0, "user namespaces cannot be made")
+            theirs.close()
+            expect(ours, b"made")
             for name in ("uid_map", "gid_map"):
                 write(f"/proc/{pid}/{name}", f"0 {uid} {self.config.users}")
+            ours.send(b".")
+            expect(ours, b"closed")
             return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            os.close(made)
+            ours.close()
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
@@ -303,9 +315,8 @@ class Spawner:
             self.ending += [(name, set(self.orphans)) for name in dead]
         still = []
         for name, orphans in self.ending:
-            orphans &= self.orphans
-            if orphans:
-                still.append((name, orphans))
+            if left := orphans & self.orphans:
+                still.append((name, left))
             else:
                 self.cgroups.pop(name, None)
                 self.control.send(json.dumps({"gone": name}).encode())
@@ -333,8 +344,14 @@ class Spawner:
             for folder in folders:
                 try:
                     os.rmdir(folder)  # noqa: PTH106
-                except OSError:  # noqa: PERF203 - the next server will try again
+                except OSError:  # the next server will try again
                     continue
+
+
+def expect(sock: socket.socket, word: bytes) -> None:
+    data = sock.recv(MAX_MESSAGE)
+    if data != word:
+        raise OSError(0, f"no user namespace can be made: {data.decode('utf-8', 'replace')}")
 
 
 def report(sock: socket.socket, error: BaseException) -> None:

@@ -104,6 +104,21 @@ class Store:
             file.write_text(name)
             file.replace(target)
 
+    def purge(self) -> None:
+        """Removes all that is kept. BlockingIOError if a layer is in use."""
+        with self.temporary() as folder, contextlib.ExitStack() as held:
+            layers = list((self.root / "layers").iterdir())
+            for layer in layers:
+                lock = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                held.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for kind in ("layers", "bases", "sources"):
+                (self.root / kind).rename(folder / kind)
+                (self.root / kind).mkdir(mode=0o711)
+                self.own(self.root / kind)
+        for tarball in list(self.downloads.iterdir()):
+            remove(tarball)
+
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:
         """A folder in which something is made; what is still in it at the end is removed."""
@@ -148,7 +163,7 @@ def _key(base: str, tag: str, source: str) -> str:
 def remove(path: Path) -> None:
     """Removes a file or a folder with all that is in it, whatever its modes; never follows a link."""
 
-    def again(function: Callable[..., Any], name: str, _error: object) -> None:
+    def again(_function: Callable[..., Any], name: str, _error: object) -> None:
         """A folder that its owner may not search: only without root."""
         with contextlib.suppress(OSError):
             parent = os.path.dirname(name)  # noqa: PTH120

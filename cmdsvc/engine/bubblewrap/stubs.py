@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -56,18 +57,16 @@ class Place:
 class Stub:
     """A process that is about to become one sandbox, then the sandbox."""
 
-    def __init__(self, number: int, sock: socket.socket) -> None:
+    def __init__(self, number: int, group: str, sock: socket.socket) -> None:
         self.number = number
+        self.group = group
+        """The name of its control groups."""
         self.sock = sock
         self.pidfd = -1
         self.gone = asyncio.Event()
         """It is dead with all that was below it."""
         self.lost = False
         """It went with the spawner."""
-
-    @property
-    def group(self) -> str:
-        return f"{self.number}"
 
     def begin(
         self,
@@ -121,6 +120,7 @@ class Stubs:
         self.cgroups = cgroups
         self.limits = limits
         self._numbers = itertools.count(1)
+        self._series = secrets.token_hex(4)
         self._stubs: dict[int, Stub] = {}
         self._ready: collections.deque[Stub] = collections.deque()
         self._coming = 0
@@ -144,7 +144,7 @@ class Stubs:
         command = [sys.executable, "-I", "-S", str(SPAWNER), json.dumps(config)]
         loop = asyncio.get_running_loop()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - fork and exec, no wait
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - fork and exec, no wait
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -196,7 +196,8 @@ class Stubs:
     async def make(self, limits: Limits) -> Stub:
         """A new stub, which takes some time. EngineError if it cannot be made."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stub = Stub(next(self._numbers), ours)
+        number = next(self._numbers)
+        stub = Stub(number, f"{self._series}-{number}", ours)
         request = {
             "op": "stub",
             "id": stub.number,
@@ -334,7 +335,7 @@ async def _answer(sock: socket.socket) -> list[int]:
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     come: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock, lambda: come.done() or come.set_result(None))
+    loop.add_reader(sock, _settle, come)
     try:
         async with asyncio.timeout(START_TIMEOUT):
             await come
@@ -354,6 +355,11 @@ async def _answer(sock: socket.socket) -> list[int]:
     if data != b"ready" or len(fds) != 1:
         raise _error(data)
     return list(fds)
+
+
+def _settle(come: asyncio.Future[None]) -> None:
+    if not come.done():
+        come.set_result(None)
 
 
 def _error(data: bytes) -> EngineError:

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 
 # Nothing can be imported once the root has changed.
 import bz2  # noqa: F401  isort: skip
-import lzma  # noqa: F401  isort: skip
-import zlib  # noqa: F401  isort: skip
+import lzma
+import zlib
 
 CLONE_NEWUSER = 0x10000000
 PR_SET_PDEATHSIG = 1

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress
+from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress, firewall
 from cmdsvc.engine.docker import findings, sandbox
 from cmdsvc.engine.docker.build import Build
 from cmdsvc.engine.docker.http import Api, ApiError, check_host, find_host
 from cmdsvc.engine.docker.images import DIGEST_LABEL, INSTANCE_LABEL, RUN_LABEL, Images
 from cmdsvc.engine.docker.janitor import Janitor, remove
 from cmdsvc.engine.docker.job import DockerJob
-from cmdsvc.engine.docker.sandbox import Shape
+from cmdsvc.engine.docker.sandbox import SCRIPT_ROOM, Shape
 from cmdsvc.engine.packages import plan
 from cmdsvc.errors import BusyError, DataError, EngineError
-from cmdsvc.model import Network
+from cmdsvc.model import Limits, Network
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import Job
 
@@ -46,6 +48,10 @@ class DockerEngine:
         self._cpus = 0.0
         self._here: set[str] = set()
         self._network = f"{self._images.repository}-net"
+        self._network_options = {
+            "com.docker.network.bridge.enable_icc": "false",
+            "com.docker.network.bridge.name": bridge_name(settings.instance),
+        }
         self._network_made = False
         self._network_lock = asyncio.Lock()
         self._jobs: set[DockerJob] = set()
@@ -83,7 +89,8 @@ class DockerEngine:
             return [Finding("error", error.what, error.hint)]
         finally:
             await api.aclose()
-        return findings.of(self.host, version, info, self._settings.docker_runtime)
+        blocked = await asyncio.to_thread(_blocked, self._settings.instance)
+        return findings.of(self.host, version, info, self._settings.docker_runtime, blocked)
 
     async def pull(self, base: str, tag: str, progress: Progress) -> None:
         source = self._settings.sources.bases.get(base)
@@ -166,10 +173,11 @@ class DockerEngine:
             network = self._network
         return Shape(
             image=self._images.layer(invocation.recipe.digest),
-            limits=invocation.limits,
+            limits=_least(invocation.limits, self._settings.limits),
             network=network,
             terminal=invocation.terminal is not None,
             runtime=self._settings.docker_runtime,
+            script_room=max(SCRIPT_ROOM, len(invocation.script or b"") + 2**16),
         )
 
     async def _make_network(self) -> None:
@@ -177,30 +185,35 @@ class DockerEngine:
         async with self._network_lock:
             if self._network_made:
                 return
-            body = {
-                "Name": self._network,
-                "CheckDuplicate": True,
-                "Driver": "bridge",
-                "Options": {"com.docker.network.bridge.enable_icc": "false"},
-                "Labels": self._images.labels,
-            }
             try:
-                await self._api.call("POST", "/networks/create", body=body)
+                await self._create_network()
             except ApiError as error:
                 if error.status != 409:
                     raise
-                await self._check_network()
+                if not await self._has_network():
+                    await self._delete(f"/networks/{self._network}")
+                    await self._create_network()
             self._network_made = True
 
-    async def _check_network(self) -> None:
+    async def _create_network(self) -> None:
+        body = {
+            "Name": self._network,
+            "CheckDuplicate": True,
+            "Driver": "bridge",
+            "Options": self._network_options,
+            "Labels": self._images.labels,
+        }
+        await self._api.call("POST", "/networks/create", body=body)
+
+    async def _has_network(self) -> bool:
+        """Whether the network of our name is as we make it. EngineError where it is not ours."""
         there = await self._api.call("GET", f"/networks/{self._network}")
-        separate = there["Options"].get("com.docker.network.bridge.enable_icc") == "false"
-        mine = there["Labels"].get(INSTANCE_LABEL) == self._settings.instance
-        if not (separate and mine):
+        if there["Labels"].get(INSTANCE_LABEL) != self._settings.instance:
             raise EngineError(
                 f"the Docker network {self._network!r} was not made by this service",
                 f"remove it: docker network rm {self._network}",
             )
+        return bool(there["Options"] == self._network_options)
 
     async def _build(self, recipe: Recipe, progress: Progress) -> None:
         what = plan(recipe, self._settings.sources)
@@ -235,6 +248,24 @@ class DockerEngine:
         except ApiError as error:
             if error.status != 404:
                 raise
+
+
+def bridge_name(instance: str) -> str:
+    """The interface of the network that runs of `instance` have, for the host's firewall."""
+    return f"cs{hashlib.sha256(instance.encode()).hexdigest()[:6]}d"
+
+
+def _blocked(instance: str) -> bool | None:
+    """Whether the firewall holds runs to the Internet; None where that cannot be told."""
+    try:
+        return firewall.is_applied(firewall.bridge_table(instance))
+    except EngineError:
+        return None
+
+
+def _least(one: Limits, other: Limits) -> Limits:
+    names = [field.name for field in dataclasses.fields(Limits)]
+    return Limits(**{name: min(getattr(one, name), getattr(other, name)) for name in names})
 
 
 def _where(**filters: str) -> dict[str, str]:

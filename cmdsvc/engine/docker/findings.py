@@ -16,19 +16,22 @@ _LIMITS: Final = {
 
 
 def of(
-    host: str, version: Mapping[str, Any], info: Mapping[str, Any], runtime: str | None
+    host: str,
+    version: Mapping[str, Any],
+    info: Mapping[str, Any],
+    runtime: str | None,
+    blocked: bool | None,
 ) -> list[Finding]:
-    """From the answers to GET /version and /info."""
+    """From the answers to GET /version and /info.
+
+    `blocked`: whether the firewall holds runs to the Internet, None where that cannot be told.
+    """
     return [
         Finding("ok", f"Docker engine {version['Version']} at {host}, API {version['ApiVersion']}"),
         *_runtime(info, runtime),
         *_limits(info),
         *_security(info),
-        Finding(
-            "warning",
-            "runs with a network also reach private addresses, this machine's among them",
-            "let root block what the service's bridge may reach (docs/operating.md)",
-        ),
+        _network(blocked),
     ]
 
 
@@ -44,6 +47,22 @@ def _runtime(info: Mapping[str, Any], runtime: str | None) -> Iterator[Finding]:
             f"the Docker engine does not know the runtime {runtime!r}",
             f"it knows {', '.join(known)}: correct CMDSVC_DOCKER_RUNTIME or the engine's daemon.json",
         )
+
+
+def _network(blocked: bool | None) -> Finding:
+    if blocked:
+        return Finding("ok", "runs reach the Internet and nothing private")
+    if blocked is None:
+        return Finding(
+            "warning",
+            "it cannot be told from here whether runs reach private addresses",
+            "as root: cmdsvc firewall, then cmdsvc check",
+        )
+    return Finding(
+        "warning",
+        "runs with a network also reach private addresses, this machine's among them",
+        "as root: cmdsvc firewall",
+    )
 
 
 def _limits(info: Mapping[str, Any]) -> Iterator[Finding]:

@@ -203,7 +203,7 @@ class Api:
         method: str,
         path: str,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | bytes] | None = None,
         body: object = None,
         tar: bytes | Path | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - in the error's words
@@ -222,7 +222,7 @@ class Api:
         method: str,
         path: str,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | bytes] | None = None,
         body: object = None,
         tar: bytes | Path | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - in the error's words
@@ -250,7 +250,7 @@ class Api:
         self,
         path: str,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | bytes] | None = None,
         body: object = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - in the error's words
     ) -> Stream:
@@ -309,7 +309,7 @@ class Api:
         self,
         method: str,
         path: str,
-        query: Mapping[str, str] | None,
+        query: Mapping[str, str | bytes] | None,
         data: bytes | Path,
         tar: bool,
     ) -> h11.Request:

@@ -50,10 +50,7 @@ class Images:
         self._api = api
         self._janitor = janitor
         self._settings = settings
-        name = settings.instance
-        if not _REPOSITORY.fullmatch(name) or len(name) > 64:
-            name = hashlib.sha256(name.encode()).hexdigest()[:16]
-        self.repository = f"cmdsvc-{name}"
+        self.repository = repository(settings.instance)
         self.labels = {INSTANCE_LABEL: settings.instance}
         # The engine's own client keeps a registry's credentials; it blocks, so it has a thread.
         self._threads = ThreadPoolExecutor(2, "docker-pull")
@@ -214,6 +211,14 @@ class Images:
         except RuntimeError as error:  # the loop that `tell` tells is gone
             if not given_up.is_set():
                 raise EngineError(f"image {image!r} cannot be fetched: {error}") from error
+
+
+def repository(instance: str) -> str:
+    """The repository of an instance's layers; that of its bases ends in -base."""
+    name = instance
+    if not _REPOSITORY.fullmatch(name) or len(name) > 64:
+        name = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"cmdsvc-{name}"
 
 
 def reference(base: str, tag: str, source: str) -> str:

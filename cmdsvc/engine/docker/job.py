@@ -102,6 +102,7 @@ class DockerJob:
         for fd, trailer in self._trailers.items():
             if data := trailer.rest():
                 yield fd, data
+        self._waiting.stream.close()  # lets go whoever waits for the program to read
 
     async def wait(self) -> Outcome:
         if self._outcome is None:

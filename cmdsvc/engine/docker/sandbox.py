@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cmdsvc.engine import Invocation
 from cmdsvc.engine.docker.http import Api, Stream
+from cmdsvc.engine.docker.seccomp import profile
 from cmdsvc.engine.docker.waiter import FOLDER, GO, READY, WAITER, hand_over
 from cmdsvc.errors import EngineError
 from cmdsvc.model import SEARCH_PATH, WORK_DIR, Limits, Terminal
@@ -27,13 +28,22 @@ _LEAST_CPUS: Final = 0.01
 _OWN_PROCESSES: Final = 2
 """The init and the waiter, which count against the container's limit."""
 
-_HANDED: Final = 64 * 2**20
-"""Bytes of script and arguments together at most."""
+SCRIPT_ROOM: Final = 2 * 2**20
+"""Bytes of script that a container has room for, unless it is made for a longer one."""
 
-_SHARED: Final = 64 * 2**20
-"""Bytes of /dev/shm at most."""
+_SHARE: Final = 15 / 32
+"""Of the disk limit that the working directory has, and as much /tmp; /dev/shm has the rest."""
+
+_DETACH: Final = b"\xfe," + ",".join(secrets.token_hex(24)).encode()
+"""Keys that would end an attachment to a terminal, instead of ^P^Q, which a run is to get.
+
+They cannot be guessed. The engine holds back the first one until the next byte comes, so it is one
+that no keyboard sends: UTF-8 has no such byte.
+"""
 
 _CHUNK: Final = 2**17
+
+_SECCOMP: Final = profile()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class Shape:
     """The engine's name of the network, "none" for none."""
     terminal: bool
     runtime: str | None
+    script_room: int = SCRIPT_ROOM
+    """Bytes of script that it has room for."""
 
 
 class Frames:
@@ -101,20 +113,20 @@ def description(shape: Shape, labels: Mapping[str, str], cpus: float) -> Mapping
     limits = shape.limits
     memory = max(limits.memory, _LEAST_MEMORY)
     owner = f"uid={NOBODY},gid={NOBODY}"
-    work = f"exec,nosuid,nodev,size={limits.disk}"
+    work = f"exec,nosuid,nodev,size={int(limits.disk * _SHARE)}"
     host = {
         "Init": True,
         "NetworkMode": shape.network,
         "LogConfig": {"Type": "none"},
         "ReadonlyRootfs": True,
         "Tmpfs": {
-            FOLDER: f"exec,nosuid,nodev,size={_HANDED},mode=0755,{owner}",
+            FOLDER: f"exec,nosuid,nodev,size={shape.script_room},mode=0755,{owner}",
             WORK_DIR.decode(): f"{work},mode=0755,{owner}",
             "/tmp": f"{work},mode=1777",  # noqa: S108 - the container's
         },
-        "ShmSize": min(limits.disk, _SHARED),
+        "ShmSize": int(limits.disk * (1 - 2 * _SHARE)),
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={_SECCOMP}"],
         "Memory": memory,
         "MemorySwap": memory,
         "NanoCpus": int(min(max(limits.cpus, _LEAST_CPUS), cpus) * 1e9),
@@ -147,7 +159,13 @@ async def start(api: Api, container: str, shape: Shape, terminal: Terminal | Non
     """Starts it; returns when it can be handed a run."""
     stream = await api.upgrade(
         f"/containers/{container}/attach",
-        query={"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"},
+        query={
+            "stream": "1",
+            "stdin": "1",
+            "stdout": "1",
+            "stderr": "1",
+            "detachKeys": _DETACH,
+        },
     )
     try:
         await api.call("POST", f"/containers/{container}/start", timeout=START_TIMEOUT)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
-from cmdsvc.model import SCRIPT_PATH
+from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH
 
 FOLDER: Final = PurePosixPath(SCRIPT_PATH.decode()).parent.as_posix()
 """Where the waiter puts what it is handed; writable to the run's user."""
@@ -34,17 +34,23 @@ program's."""
 # It runs below an init that passes signals on to the whole process group: the waiter survives them
 # (trap :), the program has the default disposition again. The shell's own remarks ("Terminated")
 # go to /dev/null, 3 is the real stderr. Until the line came a terminal is raw: no echo, no limit.
-# The script's file is made beforehand, which saves a fork at hand-over. The kernel's answer to a
-# program that cannot be executed is told by env or the shell: 126 or 127.
-WAITER: Final = f"""umask 022; trap : 1 2 3 4 6 8 10 11 12 13 14 15; N='
-'; exec 3>&2 2>/dev/null; t=; [ -t 0 ] && t=$(stty -g) && stty raw -echo
-: >{FOLDER}/main && : >{FOLDER}/args && chmod 755 {FOLDER}/main || exit 125
-echo $$ >{GROUP} && printf R || exit 125
-IFS= read -r l || exit 125
-eval "$l"; l=; [ "$t" ] && {{ stty "$t"; printf G; }}
-(exec "$@" 2>&3 3>&-)
-r=$?; [ "$t" ] || printf '\\0%s %s\\n' "$n" "$r" >&3; printf '\\0%s %s\\n' "$n" "$r"; exit "$r"
-"""
+# The script's file is made beforehand, which saves a fork at hand-over, and written through 4, as
+# nobody may open it for writing. That a program cannot be executed is told by env or the shell: 126
+# or 127. What the program left running is killed and waited for before its end is told. One line,
+# for it shows in listings of processes.
+WAITER: Final = "; ".join(
+    (
+        r"umask 022; trap : 1 2 3 4 6 8 10 11 12 13 14 15; N=$(printf '\n.'); N=${N%.}",
+        "exec 3>&2 2>/dev/null; t=; [ -t 0 ] && t=$(stty -g) && stty raw -echo",
+        f"exec 4>{FOLDER}/main && chmod 555 {FOLDER}/main && echo $$ >{GROUP} && printf R || exit 125",
+        'IFS= read -r l || exit 125; eval "$l"; l=; exec 4>&-',
+        '[ "$t" ] && { stty "$t"; printf G; }',
+        '(exec "$@" 2>&3 3>&-); r=$?',
+        "kill -9 -1 && while kill -0 -1; do :; done",
+        r"""[ "$t" ] || printf '\0%s %s\n' "$n" "$r" >&3""",
+        r"""printf '\0%s %s\n' "$n" "$r"; exit $r""",
+    )
+)
 
 
 def quoted(text: bytes) -> bytes:
@@ -61,32 +67,42 @@ def hand_over(
 
     `env` of any names: through env(1), as a shell would not export all of them.
     """
-    program = list(argv)
-    if b"=" in program[0]:  # env would take it for a variable
-        program = [b"/bin/sh", b"-c", b'exec "$0" "$@"', *program]
-    words = b" ".join(quoted(word) for word in [*(k + b"=" + v for k, v in env.items()), *program])
-    arguments = b"set -- env -i -- " + words
-    short = len(arguments) + len(script or b"") < LINE
-    if short and (script is None or b"\0" not in script):
-        put = b"" if script is None else b"printf %s " + _one_line(script) + b" >" + SCRIPT_PATH
-        steps = [b"n=" + nonce, *([put + _OR_FAIL] if put else []), _lineless(arguments)]
-        return b"; ".join(steps) + b"\n"
-    args_path = f"{FOLDER}/args".encode()
-    steps = [b"n=" + nonce, _block(len(arguments), args_path)]
-    if script:
-        steps.append(_block(len(script), SCRIPT_PATH))
-    return b"; ".join([*steps, b". " + args_path]) + b"\n" + arguments + (script or b"")
+    arguments = _arguments(argv, env)
+    begin = b"n=" + nonce
+    if len(arguments) + len(script or b"") < LINE and b"\0" not in (script or b""):
+        put = [b"printf %s " + _lineless(quoted(script)) + b" >&4"] if script else []
+        return b"; ".join([begin, *put, _lineless(arguments)]) + b"\n"
+    take = b'eval "$(' + _block(len(arguments)) + b')"'
+    put = [_block(len(script)) + b" >&4 || exit 125"] if script else []
+    return b"; ".join([begin, take, *put]) + b"\n" + arguments + (script or b"")
 
 
-_OR_FAIL = b" || exit 125"
+def _arguments(argv: Sequence[bytes], env: Mapping[bytes, bytes]) -> bytes:
+    """Shell text that makes the positional parameters what is to be executed."""
+    program, *rest = argv
+    find = b""
+    first = quoted(program)
+    if b"/" not in program and env.get(b"PATH") != SEARCH_PATH:
+        # Looked up here: env would look where the run's own PATH says.
+        first = b'"$p"'
+        folders = SEARCH_PATH.replace(b":", b" ")
+        find = b"p=; for d in %s; do [ -f $d/%s ] && [ -x $d/%s ] && p=$d/%s && break; done; " % (
+            folders,
+            *3 * [quoted(program)],
+        )
+    words = [first, *map(quoted, rest)]
+    if b"=" in program:  # env would take it for a variable
+        words = [b"/bin/sh", b"-c", quoted(b'exec "$0" "$@"'), *words]
+    variables = [quoted(name + b"=" + value) for name, value in env.items()]
+    setting = b" ".join([b"set -- env -i --", *variables, *words])
+    if find:
+        missing = quoted(b'echo "$0: not found" >&2; exit 127')
+        setting += b'; [ "$p" ] || set -- /bin/sh -c ' + missing + b" " + quoted(program)
+    return find + setting
 
 
-def _block(size: int, path: bytes) -> bytes:
-    return b"dd bs=%d count=1 iflag=fullblock >%s%s" % (size, path, _OR_FAIL)
-
-
-def _one_line(text: bytes) -> bytes:
-    return _lineless(quoted(text))
+def _block(size: int) -> bytes:
+    return b"dd bs=%d count=1 iflag=fullblock" % size
 
 
 def _lineless(words: bytes) -> bytes:

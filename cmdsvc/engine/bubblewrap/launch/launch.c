@@ -1,43 +1,50 @@
-/* The first program inside a sandbox: starts the caller's program, passes signals on to it, and
- * tells the server exactly what became of it.
+/* The first process of a sandbox: starts the caller's program, passes signals on to it, reaps what
+ * it leaves behind, and tells the server exactly what became of it.
  *
- *   launch FD NPROC TTY SEARCH [NAME=VALUE...] "" PROGRAM [ARGUMENT...]
+ *   launch FD NPROC COLUMNS ROWS SEARCH ENVIRONMENT PROGRAM [ARGUMENT...]
  *
  * FD is a SEQPACKET socket. The server reads from it messages of two ints:
- *   1, 0        the sandbox is complete
+ *   1, 0        the sandbox is complete; with a terminal, its master is attached
  *   2, errno    the program could not be executed
  *   3, status   the program has ended, with this wait status
  * and writes to it one int, a signal for the program's process group.
  *
- * The program leads a session of its own; with TTY "t", file descriptor 0 becomes its controlling
- * terminal. NPROC, if not 0, is RLIMIT_NPROC: it counts within the user namespace only when it is
- * set inside. PROGRAM is looked up in SEARCH (as PATH is written) where it has no slash. The
- * environment is what stands before the empty argument, nothing more.
+ * The program leads a session of its own. Where COLUMNS is not "-", its standard files are a new
+ * terminal of that size, the session's own, from the sandbox's /dev/pts. NPROC, if not 0, is
+ * RLIMIT_NPROC: it counts within the user namespace only when it is set inside. PROGRAM is looked
+ * up in SEARCH (as PATH is written) where it has no slash. ENVIRONMENT is the descriptor of a file
+ * with the whole environment, each member ended by NUL: everybody on the host can read arguments.
  *
  * An image need not have a shell, and a shell would change the environment and could tell neither
  * its own failure nor a signal from an exit status; so this is a static program without a library,
- * about a thousand bytes long. make.py compiles it.
+ * of less than two thousand bytes. make.py compiles it.
  */
 
 #if defined(__x86_64__)
-enum { NR_read = 0, NR_write = 1, NR_rt_sigprocmask = 14, NR_ioctl = 16, NR_clone = 56,
-       NR_execve = 59, NR_exit = 60, NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_setsid = 112,
-       NR_ppoll = 271, NR_signalfd4 = 289, NR_prlimit64 = 302 };
-static long call(long n, long a, long b, long c, long d, long e)
+enum { NR_read = 0, NR_write = 1, NR_close = 3, NR_lseek = 8, NR_mmap = 9,
+       NR_rt_sigprocmask = 14, NR_ioctl = 16,
+       NR_sendmsg = 46, NR_clone = 56, NR_execve = 59, NR_exit = 60, NR_wait4 = 61, NR_kill = 62,
+       NR_fcntl = 72, NR_setsid = 112, NR_prctl = 157, NR_openat = 257, NR_ppoll = 271,
+       NR_signalfd4 = 289, NR_dup3 = 292, NR_prlimit64 = 302, NR_close_range = 436 };
+static long call6(long n, long a, long b, long c, long d, long e, long f)
 {
     long result;
     register long r10 __asm__("r10") = d;
     register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
     __asm__ volatile("syscall" : "=a"(result)
-                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
+                     : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
     return result;
 }
 __asm__(".globl _start\n_start:\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall begin\n\thlt\n");
 #elif defined(__aarch64__)
-enum { NR_fcntl = 25, NR_ioctl = 29, NR_read = 63, NR_write = 64, NR_ppoll = 73, NR_signalfd4 = 74,
-       NR_exit = 93, NR_kill = 129, NR_rt_sigprocmask = 135, NR_setsid = 157, NR_clone = 220,
-       NR_execve = 221, NR_wait4 = 260, NR_prlimit64 = 261 };
-static long call(long n, long a, long b, long c, long d, long e)
+enum { NR_dup3 = 24, NR_fcntl = 25, NR_ioctl = 29, NR_openat = 56, NR_close = 57, NR_lseek = 62,
+       NR_read = 63,
+       NR_write = 64, NR_ppoll = 73, NR_signalfd4 = 74, NR_exit = 93, NR_kill = 129,
+       NR_rt_sigprocmask = 135, NR_setsid = 157, NR_prctl = 167, NR_sendmsg = 211, NR_clone = 220,
+       NR_execve = 221, NR_mmap = 222, NR_wait4 = 260, NR_prlimit64 = 261, NR_close_range = 436 };
+static long call6(long n, long a, long b, long c, long d, long e, long f)
 {
     register long x8 __asm__("x8") = n;
     register long x0 __asm__("x0") = a;
@@ -45,8 +52,10 @@ static long call(long n, long a, long b, long c, long d, long e)
     register long x2 __asm__("x2") = c;
     register long x3 __asm__("x3") = d;
     register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
     __asm__ volatile("svc 0" : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory", "cc");
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory", "cc");
     return x0;
 }
 __asm__(".globl _start\n_start:\n\tmov x0, sp\n\tbl begin\n\tbrk #1\n");
@@ -56,9 +65,19 @@ __asm__(".globl _start\n_start:\n\tmov x0, sp\n\tbl begin\n\tbrk #1\n");
 
 enum { E_NOENT = 2, E_ACCES = 13, E_NOTDIR = 20, E_NAMETOOLONG = 36 };
 enum { SIG_CHLD = 17, SIG_BLOCK_ = 0, VFORK = 0x4000, NOHANG = 1, POLL_IN = 1 };
-enum { SET_FD = 2, CLOSE_ON_EXEC = 1, SET_TERMINAL = 0x540e, LIMIT_PROCESSES = 6 };
+enum { SET_FD = 2, CLOSE_ON_EXEC = 1, SET_DUMPABLE = 4, LIMIT_PROCESSES = 6 };
+enum { AT_CWD = -100, READ_WRITE = 2, NO_TERMINAL = 0400, CLOSE_ON_EXEC_FLAG = 02000000 };
+enum { SET_TERMINAL = 0x540e, SET_SIZE = 0x5414, OPEN_PEER = 0x5441, SET_LOCK = 0x40045431 };
+enum { SOCKET = 1, RIGHTS = 1 };
+enum { TO_END = 2, READ_AND_WRITE = 3, PRIVATE = 2, ANONYMOUS = 0x20 };
 enum { COMPLETE = 1, NOT_EXECUTED = 2, ENDED = 3 };
 enum { PATH_SIZE = 4096 };
+enum { FD = 1, NPROC = 2, COLUMNS = 3, ROWS = 4, SEARCH = 5, ENVIRONMENT = 6, PROGRAM = 7 };
+
+static long call(long n, long a, long b, long c, long d, long e)
+{
+    return call6(n, a, b, c, d, e, 0);
+}
 
 static long number(const char *text)
 {
@@ -68,10 +87,17 @@ static long number(const char *text)
     return value;
 }
 
-static void tell(int fd, int what, int value)
+/* Sends a message, with the descriptor `attached` if it is not negative. */
+static void tell(int fd, int what, int value, int attached)
 {
     int message[2] = { what, value };
-    call(NR_write, fd, (long)message, sizeof message, 0, 0);
+    struct { void *base; unsigned long size; } part = { message, sizeof message };
+    struct { unsigned long size; int level, kind, fd, padding; } rights =
+        { 20, SOCKET, RIGHTS, attached, 0 };
+    struct { void *name; unsigned long name_size; void *parts; unsigned long count; void *control;
+             unsigned long control_size; unsigned long flags; } header =
+        { 0, 0, &part, 1, attached < 0 ? 0 : &rights, attached < 0 ? 0 : sizeof rights, 0 };
+    call(NR_sendmsg, fd, (long)&header, 0, 0, 0);
 }
 
 __attribute__((noreturn)) static void leave(int status)
@@ -117,9 +143,9 @@ __attribute__((noreturn)) static void become(int fd, char **arguments, char **en
 {
     call(NR_fcntl, fd, SET_FD, CLOSE_ON_EXEC, 0, 0);
     call(NR_setsid, 0, 0, 0, 0, 0);
-    if (arguments[3][0] == 't')
+    if (arguments[COLUMNS][0] != '-')
         call(NR_ioctl, 0, SET_TERMINAL, 0, 0, 0);
-    unsigned long processes = (unsigned long)number(arguments[2]);
+    unsigned long processes = (unsigned long)number(arguments[NPROC]);
     unsigned long limit[2] = { processes, processes };
     if (processes)
         call(NR_prlimit64, 0, LIMIT_PROCESSES, (long)limit, 0, 0);
@@ -130,8 +156,8 @@ __attribute__((noreturn)) static void become(int fd, char **arguments, char **en
     if (*name)
         error = execute(program[0], program, envp);
     else if (program[0][0])
-        error = search(arguments[4], program, envp);
-    tell(fd, NOT_EXECUTED, error);
+        error = search(arguments[SEARCH], program, envp);
+    tell(fd, NOT_EXECUTED, error, -1);
     leave(error == E_NOENT || error == E_NOTDIR ? 127 : 126);
 }
 
@@ -144,8 +170,10 @@ static int wait_for(long child, int fd)
     struct { int fd; short events, found; } ready[2] = { { signals, POLL_IN, 0 }, { fd, POLL_IN, 0 } };
     for (;;) {
         int status;
-        if (call(NR_wait4, child, (long)&status, NOHANG, 0, 0) == child)
-            return status;
+        long dead;
+        while ((dead = call(NR_wait4, -1, (long)&status, NOHANG, 0, 0)) > 0)
+            if (dead == child)
+                return status;
         call(NR_ppoll, (long)ready, 2, 0, 0, sizeof set);
         char information[128];
         if (ready[0].found)
@@ -159,28 +187,75 @@ static int wait_for(long child, int fd)
     }
 }
 
+/* Makes a terminal the standard files; its master, or a negative errno. */
+static int terminal(int columns, int rows)
+{
+    int unlocked = 0;
+    unsigned short size[4] = { (unsigned short)rows, (unsigned short)columns, 0, 0 };
+    long flags = READ_WRITE | NO_TERMINAL | CLOSE_ON_EXEC_FLAG;
+    int master = (int)call(NR_openat, AT_CWD, (long)"/dev/ptmx", flags, 0, 0);
+    if (master < 0)
+        return master;
+    call(NR_ioctl, master, SET_LOCK, (long)&unlocked, 0, 0);
+    call(NR_ioctl, master, SET_SIZE, (long)size, 0, 0);
+    int slave = (int)call(NR_ioctl, master, OPEN_PEER, flags, 0, 0);
+    if (slave < 0)
+        return slave;
+    for (int fd = 0; fd < 3; fd++)
+        call(NR_dup3, slave, fd, 0, 0, 0);
+    call(NR_close, slave, 0, 0, 0, 0);
+    return master;
+}
+
+static char *memory(long size, int flags, int fd)
+{
+    long address = call6(NR_mmap, 0, size, READ_AND_WRITE, flags, fd, 0);
+    if (address < 0 && address > -4096)
+        leave(126);
+    return (char *)address;
+}
+
+/* The environment that the file `fd` holds. */
+static char **environment(int fd)
+{
+    long size = call(NR_lseek, fd, 0, TO_END, 0, 0), count = 0;
+    char *text = size > 0 ? memory(size, PRIVATE, fd) : 0;
+    for (long i = 0; i < size; i++)
+        count += !text[i];
+    char **envp = (char **)memory((count + 1) * (long)sizeof(char *), PRIVATE | ANONYMOUS, -1);
+    for (long i = 0, n = 0; n < count; n++) {
+        envp[n] = text + i;
+        while (text[i++])
+            ;
+    }
+    return envp;
+}
+
 __attribute__((noreturn)) void begin(long *stack)
 {
     char **arguments = (char **)(stack + 1);
-    if (stack[0] < 7)
+    if (stack[0] <= PROGRAM)
         leave(126);
-    int fd = (int)number(arguments[1]);
-    char **envp = arguments + 5, **program = envp;
-    while (*program && **program)
-        program++;
-    if (!program[0] || !program[1])
-        leave(126);
-    *program++ = 0;
-    tell(fd, COMPLETE, 0);
+    /* What it says is not the program's to change: closes /proc/1 to it. */
+    call(NR_prctl, SET_DUMPABLE, 0, 0, 0, 0);
+    int fd = (int)number(arguments[FD]), master = -1;
+    char **envp = environment((int)number(arguments[ENVIRONMENT])), **program = arguments + PROGRAM;
+    /* FD is the first after the standard files; what bwrap was given besides is not for programs. */
+    call(NR_close_range, fd + 1, 0x7fffffff, 0, 0, 0);
+    if (arguments[COLUMNS][0] != '-')
+        master = terminal((int)number(arguments[COLUMNS]), (int)number(arguments[ROWS]));
+    tell(fd, COMPLETE, 0, master);
+    if (master >= 0)
+        call(NR_close, master, 0, 0, 0, 0);
     /* VFORK: this goes on when the program is there, so no signal comes too early for it. */
     long child = call(NR_clone, VFORK | SIG_CHLD, 0, 0, 0, 0);
     if (child == 0)
         become(fd, arguments, envp, program);
     if (child < 0) {
-        tell(fd, NOT_EXECUTED, (int)-child);
+        tell(fd, NOT_EXECUTED, (int)-child, -1);
         leave(126);
     }
     int status = wait_for(child, fd);
-    tell(fd, ENDED, status);
+    tell(fd, ENDED, status, -1);
     leave(status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff);
 }

@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 
 COMPILERS = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}
-FLAGS = (
-    "-std=c11 -Os -Wall -Wextra -Werror -static -nostdlib -nostartfiles -ffreestanding -no-pie"
-    " -fno-pie -fno-stack-protector -fno-asynchronous-unwind-tables -fno-ident"
-    " -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,norelro -Wl,-z,noexecstack -s"
-).split()
+FLAGS = [
+    *("-std=c11", "-Os", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-ident", "-s"),
+    *("-static", "-nostdlib", "-nostartfiles", "-no-pie", "-fno-pie"),
+    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
+    *("-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-Wl,-z,norelro", "-Wl,-z,noexecstack"),
+]
 HERE = Path(__file__).parent
 
 
