@@ -74,7 +74,7 @@ class Bench:
         self._look_at_idle("after its start")
         for server in self.servers.values():
             server.create("hello", peers.SCRIPT)
-            server.create(BULK, f"#!/bin/sh\nhead -c {BULK_SIZE} /dev/zero\n")
+            server.create(BULK, peers.much(BULK_SIZE))
 
     def run(self) -> None:
         """Everybody's runs, a round after the other, each in an order of its own."""

@@ -189,7 +189,7 @@ def _with_operators(text: str, line: str) -> str:
     start = 0
     for end in range(1, len(lines) + 1):
         statement = "".join(lines[start:end])
-        if statement.startswith("["):  # a table: keys from here on are its own
+        if statement.lstrip().startswith("["):  # a table: keys from here on are its own
             break
         try:
             keys = tomllib.loads(statement)

@@ -65,12 +65,15 @@ def diagnose(recipe: Recipe, exit_status: int, output: Sequence[str]) -> CmdErro
     manager = _manager(recipe.base)
     lines = [printable(line).strip() for line in output]
     unreachable = [line for line in lines if manager.unreachable.search(line)]
-    if unreachable and not any(manager.refused.search(line) for line in lines):
+    refused = [line for line in lines if manager.refused.search(line)]
+    if unreachable and not refused:
         return BusyError(
             f"the package source of {recipe.base!r} cannot be reached: {_short(unreachable[:1])}",
             "try again later",
         )
-    words = _short(manager.words(lines)) or f"the package manager exited {exit_status}"
+    words = (
+        _short(refused[:1] or manager.words(lines)) or f"the package manager exited {exit_status}"
+    )
     return DataError(
         f"the packages cannot be installed: {words}", "check the names on the first line"
     )
@@ -171,7 +174,7 @@ _APK = _Manager(
         r"remote server|Operation timed out|No route|unreachable)",
         re.IGNORECASE,
     ),
-    refused=re.compile(r"UNTRUSTED|BAD signature|: script exited with error", re.IGNORECASE),
+    refused=re.compile(r"UNTRUSTED|BAD signature|: (script )?exited with error", re.IGNORECASE),
     words=_apk_words,
 )
 _APT = _Manager(

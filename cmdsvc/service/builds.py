@@ -38,7 +38,18 @@ PACKAGES = {
 }
 """The package that brings a program, where the two bases agree or nearly so."""
 
-_LOOK = b'for p; do command -v -- "$p" >/dev/null 2>&1 || { printf %s "$p"; exit 1; }; done'
+# As execvp(3) looks: `command -v` would take a word of the shell's own, or any file, for a program.
+_LOOK = b"""\
+IFS=:
+for p; do
+  for f in $PATH; do
+    case $p in */*) f=$p ;; *) f=$f/$p ;; esac
+    if [ -f "$f" ] && [ -x "$f" ]; then continue 2; fi
+  done
+  printf %s "$p"
+  exit 1
+done
+"""
 
 
 @dataclass(slots=True)
@@ -108,11 +119,9 @@ class Builds:
                 self._programs.pop(next(iter(self._programs)))
             self._programs[known] = None
             return
-        if outcome.exit_status != 1:
-            raise EngineError(
-                f"the image could not be searched: {outcome.message or outcome.exit_status}",
-                "the operator's log may have more",
-            )
+        if outcome.exit_status != 1 or not missing:
+            why = outcome.message or f"status {outcome.exit_status}"
+            raise EngineError(f"the image could not be searched: {why}", "try again")
         program = printable(missing.decode(errors="replace"))
         package = PACKAGES.get(program.rpartition("/")[2])
         raise DataError(

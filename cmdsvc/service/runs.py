@@ -107,8 +107,7 @@ class Runs:
                 started_at=datetime.now(UTC),
             )
             invocation = self._invocation(run, request, command, *self._parse(command))
-            await self._store.begin_run(run)
-            return await self._recorded(run, self._started(invocation, caller))
+            return await self._recorded(run, self._started(run, invocation, caller))
         finally:
             self._leave(user)
 
@@ -142,7 +141,8 @@ class Runs:
             terminal=request.terminal,
         )
 
-    async def _started(self, invocation: Invocation, caller: Caller) -> Outcome:
+    async def _started(self, run: Run, invocation: Invocation, caller: Caller) -> Outcome:
+        await self._store.begin_run(run)
         try:
             job = await self._engine.start(invocation)
         except LookupError:  # the layer is gone from this machine: made again from its recipe

@@ -147,7 +147,7 @@ def host_key(folder: Path) -> asyncssh.SSHKey:
             finally:
                 Path(fresh).unlink()
         return asyncssh.read_private_key(path)
-    except (OSError, asyncssh.KeyImportError) as error:
+    except (OSError, ValueError) as error:  # not there, not a key, or one with a passphrase
         raise CmdError(
             f"the host key {path} cannot be used: {error}", "mend or remove it"
         ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from cmdsvc import __version__
 from cmdsvc.errors import CmdError
 from cmdsvc.model import Identity, Via
 from cmdsvc.ssh.keys import KeyRing
+from cmdsvc.ssh.link import Link
 from cmdsvc.ssh.session import Session
 from cmdsvc.ssh.verbs import Services
 
@@ -58,6 +58,8 @@ SIGNATURES = (
 SESSIONS_PER_CONNECTION = 256
 PER_ADDRESS = 20
 """Connections from one address that may be before the end of their login."""
+ENVIRONMENT_MAX = 1 << 20
+"""Bytes of environment that the sessions of one connection may have sent."""
 KEEPALIVE = 15.0
 """Seconds between looks whether a silent client is still there; it is gone after three."""
 
@@ -84,35 +86,39 @@ class SshServer:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._key = key
-        self._acceptor: asyncssh.SSHAcceptor | None = None
+        self._listener: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Listens. CmdError where the address cannot be had."""
         settings = self.settings
+        options = asyncssh.SSHServerConnectionOptions(
+            server_factory=lambda: Connection(self),
+            server_host_keys=[self._key],
+            server_version=f"cmdsvc_{__version__}",
+            config=None,
+            kex_algs=KEX,
+            encryption_algs=CIPHERS,
+            mac_algs=MACS,
+            signature_algs=SIGNATURES,
+            compression_algs=("none",),
+            login_timeout=settings.login_timeout,
+            keepalive_interval=KEEPALIVE,
+            password_auth=False,
+            kbdint_auth=False,
+            host_based_auth=False,
+            gss_host=None,
+            agent_forwarding=False,
+            x11_forwarding=False,
+            line_editor=False,
+            encoding=None,
+            allow_scp=False,
+        )
+        loop = asyncio.get_running_loop()
         try:
-            self._acceptor = await asyncssh.listen(
+            self._listener = await loop.create_server(
+                lambda: Link(loop, options),
                 settings.host,
                 settings.port,
-                server_factory=lambda: Connection(self),
-                server_host_keys=[self._key],
-                server_version=f"cmdsvc_{__version__}",
-                config=None,
-                kex_algs=KEX,
-                encryption_algs=CIPHERS,
-                mac_algs=MACS,
-                signature_algs=SIGNATURES,
-                compression_algs=("none",),
-                login_timeout=settings.login_timeout,
-                keepalive_interval=KEEPALIVE,
-                password_auth=False,
-                kbdint_auth=False,
-                host_based_auth=False,
-                gss_host=None,
-                agent_forwarding=False,
-                x11_forwarding=False,
-                line_editor=False,
-                encoding=None,
-                allow_scp=False,
                 reuse_address=True,
                 backlog=512,
             )
@@ -125,16 +131,17 @@ class SshServer:
     @property
     def port(self) -> int:
         """The port in use, also where 0 was asked for."""
-        assert self._acceptor is not None  # noqa: S101 - open() comes first
-        return self._acceptor.get_port()
+        assert self._listener is not None  # noqa: S101 - open() comes first
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
 
     @property
     def fingerprint(self) -> str:
         return self._key.get_fingerprint()
 
     def stop_listening(self) -> None:
-        if self._acceptor is not None:
-            self._acceptor.close()
+        if self._listener is not None:
+            self._listener.close()
 
     def session_begins(self, session: Session) -> None:
         self._sessions.add(session)
@@ -156,14 +163,15 @@ class SshServer:
         return True
 
     async def aclose(self) -> None:
-        """Ends every connection."""
+        """Ends every connection, and all that was asked for over it."""
         self.stop_listening()
         connections = list(self.connections)
         for connection in connections:
             connection.close()
         await asyncio.gather(*(c.wait_closed() for c in connections), return_exceptions=True)
-        if self._acceptor is not None:
-            await self._acceptor.wait_closed()
+        await self._quiet.wait()
+        if self._listener is not None:
+            await self._listener.wait_closed()
 
 
 class Connection(asyncssh.SSHServer):
@@ -171,15 +179,17 @@ class Connection(asyncssh.SSHServer):
 
     def __init__(self, server: SshServer) -> None:
         self._server = server
-        self._conn: asyncssh.SSHServerConnection | None = None
+        self._conn: Link | None = None
         self._offered: tuple[str, str] | None = None
         self._identity: Identity | None = None
         self._address = ""
-        self._sessions = 0
+        self._sessions: set[Session] = set()
         self._counted = False
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        assert isinstance(conn, Link)  # noqa: S101 - nothing else is made where it listens
         self._conn = conn
+        conn.received_much = self._look
         self._address = str((conn.get_extra_info("peername") or ("",))[0])
         server = self._server
         waiting = server.logging_in
@@ -194,21 +204,6 @@ class Connection(asyncssh.SSHServer):
         server.connections.add(self)
         waiting[self._address] += 1
         self._counted = True
-        self._acknowledge()
-
-    def _acknowledge(self) -> None:
-        """Has the kernel acknowledge the client at once, again and again until the login's end.
-
-        The client sends its half of the handshake in small pieces with Nagle's algorithm on, so
-        each delayed acknowledgement costs 40 ms. TCP_QUICKACK does not last (tcp(7)).
-        """
-        if self._conn is None or not self._counted:
-            return
-        sock = self._conn.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0 or sock.family == socket.AF_UNIX:
-            return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        asyncio.get_running_loop().call_later(0.001, self._acknowledge)
 
     def _logged_in(self) -> None:
         """No longer counts among those before the end of their login."""
@@ -218,11 +213,20 @@ class Connection(asyncssh.SSHServer):
             waiting[self._address] -= 1
             if not waiting[self._address]:
                 del waiting[self._address]
+        if self._conn is not None:
+            self._conn.logging_in = False
+
+    def _look(self) -> None:
+        """Ends a connection whose client makes us keep more environment than a run could get."""
+        kept = sum(session.environment_size() for session in self._sessions)
+        if kept > ENVIRONMENT_MAX and self._conn is not None:
+            self._conn.disconnect(asyncssh.DISC_PROTOCOL_ERROR, "too much environment")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        del exc
         self._logged_in()
         self._server.connections.discard(self)
+        for session in list(self._sessions):  # also those that asyncssh never began
+            session.connection_lost(exc)
 
     def begin_auth(self, username: str) -> bool:
         del username  # a claim, no more
@@ -251,15 +255,18 @@ class Connection(asyncssh.SSHServer):
         )
 
     def session_requested(self) -> Session | bool:
-        if self._identity is None or self._sessions >= SESSIONS_PER_CONNECTION:
+        conn, identity = self._conn, self._identity
+        if conn is None or identity is None or len(self._sessions) >= SESSIONS_PER_CONNECTION:
             return False
-        self._sessions += 1
-        session = Session(self._server.services, self._identity, self._address, self._session_over)
+        session = Session(
+            self._server.services, identity, self._address, conn.room, self._session_over
+        )
+        self._sessions.add(session)
         self._server.session_begins(session)
         return session
 
     def _session_over(self, session: Session) -> None:
-        self._sessions -= 1
+        self._sessions.discard(session)
         self._server.session_over(session)
 
     def close(self) -> None:

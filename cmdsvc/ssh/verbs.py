@@ -105,32 +105,30 @@ class Call:
         """Takes lines and shows them: one that changes on a terminal, else all of them on stderr."""
         lines: deque[str] = deque(maxlen=PROGRESS_MAX)
         wake = asyncio.Event()
+        over = False
 
         def tell(line: str) -> None:
             lines.append(printable(line))
             wake.set()
 
         async def show() -> None:
-            while True:
+            while not over:
                 await wake.wait()
                 wake.clear()
-                await flush()
-
-        async def flush() -> None:
-            while lines:
-                line = lines.popleft()
-                if self.terminal:
-                    await self._write(2, f"\r\x1b[K{_fit(line, self.terminal.columns - 1)}")
-                else:
-                    await self._write(2, f"{line}\n")
+                while lines:
+                    line = lines.popleft()
+                    if self.terminal:
+                        await self._write(2, f"\r\x1b[K{_fit(line, self.terminal.columns - 1)}")
+                    else:
+                        await self._write(2, f"{line}\n")
 
         shower = asyncio.create_task(show())
         try:
             yield tell
         finally:
-            shower.cancel()
-            await asyncio.gather(shower, return_exceptions=True)
-            await flush()
+            over = True
+            wake.set()
+            await shower
             if self.terminal:
                 await self._write(2, "\r\x1b[K")
 
@@ -139,7 +137,10 @@ class Call:
         if getattr(self.options, "json", False):
             keys = [column.lower() for column in columns]
             listing = [dict(zip(keys, row, strict=True)) for row in rows]
-            await self.out(json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(listing, indent=2, ensure_ascii=False)
+            if not text.replace("\n", "").isprintable():  # what could move a terminal's cursor
+                text = json.dumps(listing, indent=2)
+            await self.out(f"{text}\n")
             return
         clean = [[one_line(str(cell)) for cell in row] for row in rows]
         if self.terminal is None:
@@ -178,6 +179,9 @@ def _width(text: str) -> int:
 
 
 def _fit(text: str, columns: int) -> str:
-    while _width(text) > max(columns, 20):
-        text = text[:-1]
+    room = max(columns, 20)
+    for index, character in enumerate(text):
+        room -= _width(character)
+        if room < 0:
+            return text[:index]
     return text

@@ -87,8 +87,8 @@ async def gone(left: Callable[[], object], *, within: float = 20.0) -> None:
 def traces(settings: EngineSettings, docker_host: str = "") -> Counter[str]:
     """All that tells on this machine of an engine with these settings, outside of its data folder.
 
-    Processes that name its instance or its data folder, or have a mount from it; cgroups and
-    network namespaces named after it; its containers; mounts.
+    Processes that name its instance or its data folder, or have a mount from it; cgroups
+    without a process, and network namespaces, that are named after it; its containers; mounts.
     """
     found: Counter[str] = Counter()
     words = [settings.instance, str(settings.data_dir)]
@@ -104,8 +104,8 @@ def traces(settings: EngineSettings, docker_host: str = "") -> Counter[str]:
     for path in Path("/run/netns").glob("*"):
         if settings.instance in path.name:
             found[f"netns {path}"] += 1
-    for folder, _, _ in os.walk(CGROUPS):
-        if settings.instance in folder:
+    for folder, inner, _ in os.walk(CGROUPS):
+        if settings.instance in folder and not inner and not _text_of(Path(folder, "cgroup.procs")):
             found[f"cgroup {folder}"] += 1
     for container in containers(docker_host, settings.instance):
         found[f"container {container}"] += 1
@@ -162,8 +162,12 @@ def _link(pid: int, name: str) -> str:
 
 
 def _text(pid: int, name: str) -> str:
+    return _text_of(PROC / str(pid) / name)
+
+
+def _text_of(path: Path) -> str:
     try:
-        return (PROC / str(pid) / name).read_text()
+        return path.read_text()
     except OSError:
         return ""
 

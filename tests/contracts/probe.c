@@ -38,6 +38,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 static const char *host_file = "/nowhere", *host_abstract = "nowhere";
@@ -444,10 +445,14 @@ int main(int argc, char **argv)
     const char *mode = argc > 1 ? argv[1] : "all";
     if (!strcmp(mode, "share"))
         return share();
-    if (!strcmp(mode, "terminal"))
+    if (!strcmp(mode, "terminal")) {
+        struct termios quiet;
+        tcgetattr(0, &quiet);
+        quiet.c_lflag &= ~ECHO; /* what is pushed into the input is not to be among the lines */
+        tcsetattr(0, TCSANOW, &quiet);
         for (size_t i = 0; i < sizeof TERMINAL / sizeof *TERMINAL; i++)
             try(TERMINAL[i].name, TERMINAL[i].probe);
-    else
+    } else
         for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++)
             try(ALL[i].name, ALL[i].probe);
     tell("end", "allowed", 0);

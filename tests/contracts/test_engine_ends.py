@@ -143,6 +143,43 @@ async def test_a_run_ends_with_its_script(lab: Lab, daemon: str) -> None:
     assert host.with_argument(mark) == []
 
 
+ATTACKS = {
+    "kill the parent": "kill -KILL $PPID",
+    "kill the first": "kill -KILL 1; exit 5",
+    "kill all": "kill -KILL -1",
+    "kill the group": "kill -KILL 0",
+    "end all": "kill -TERM -1; kill -HUP -1; exit 5",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+async def test_a_script_that_attacks_what_runs_it(lab: Lab, attack: str) -> None:
+    """It ends its own run, in whatever way, and no other."""
+    mark = marker()
+    async with lab.job("echo ready; read -r x; echo $x") as other:
+        watched = Transcript(other)
+        await watched.line()
+        async with lab.job(f"setsid sleep 300 & {attack}", mark) as job:
+            with contextlib.suppress(EngineError):
+                await Transcript(job).end()
+        assert host.with_argument(mark) == []
+        await other.send(b"alive\n")
+        assert (await watched.end()).ok() == b"ready\nalive\n"
+
+
+async def test_a_script_that_stops_what_runs_it(lab: Lab) -> None:
+    """Then only the time limit ends it: by the same way as here."""
+    mark = marker()
+    script = (
+        "echo ready; trap '' TERM; kill -STOP $PPID; kill -STOP 1; kill -STOP -1; kill -STOP $$"
+    )
+    async with lab.job(script, mark) as job:
+        await Transcript(job).line()
+        async with asyncio.timeout(PATIENCE):
+            await job.aclose()
+        assert host.with_argument(mark) == []
+
+
 async def test_a_noisy_daemon_does_not_hold_the_end(lab: Lab) -> None:
     """What it writes to the run's stdout before the script's end may be there, and no more."""
     mark = marker()

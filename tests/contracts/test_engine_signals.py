@@ -76,7 +76,12 @@ async def test_a_trap_has_its_say(lab: Lab, name: str) -> None:
 
 
 async def test_a_trap_runs_again_and_again(lab: Lab) -> None:
-    script = "n=0; trap 'n=$((n+1)); echo $n' USR1; echo ready; while [ $n -lt 3 ]; do sleep 60 & wait; done; exit 0"
+    script = """
+        n=0
+        trap 'n=$((n+1)); echo $n; [ $n = 3 ] && exit 0' USR1
+        echo ready
+        while :; do sleep 60 & wait; done
+    """
     async with lab.job(script) as job:
         talk = Transcript(job)
         await talk.line()
@@ -222,19 +227,22 @@ async def test_odd_sizes_do_no_harm(lab: Lab, size: tuple[int, int]) -> None:
 
 
 async def test_job_control(lab: Lab) -> None:
+    # It tells when it is in the foreground, and when it is there again; the halves of the words
+    # keep what is typed from being taken for it.
+    program = "sh -c 'trap \"echo aga''in\" CONT; echo u''p; while :; do sleep 0.1; done'\n"
     async with terminal(lab, "exec sh -i") as (job, talk):
         await job.send(b"PS1='pro''mpt> '\n")
         await talk.until(b"prompt> ")
-        await job.send(b"sleep 60\n")
-        await talk.until(b"sleep 60\r\n")
+        await job.send(program.encode())
+        await talk.until(b"up\r\n")
         await job.send(b"\x1a")
         await talk.until(b"Stopped")
         await talk.until(b"prompt> ")
         await job.send(b"jobs\n")
-        await talk.until(b"sleep 60")
+        await talk.until(b"Stopped")
         await talk.until(b"prompt> ")
         await job.send(b"fg\n")
-        await talk.until(b"sleep 60\r\n")
+        await talk.until(b"again\r\n")
         await job.send(b"\x03")
         await talk.until(b"prompt> ")
         await job.send(b"exit 11\n")

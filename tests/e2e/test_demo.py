@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def left(settings: dict[str, str]) -> set[str]:
     """What a demo could leave: folders, and in the Docker engine images, containers, networks."""
-    found = {str(path) for path in Path("/tmp").glob("cmdsvc-*")}
+    found = {str(path) for path in Path("/tmp").glob("cmdsvc-demo-*")}
     if host := settings.get("DOCKER_HOST"):
         client = docker.DockerClient(base_url=host, version="auto")
         try:

@@ -15,7 +15,9 @@ HERE = Path(__file__).parent
 MACHINES = ("x86_64", "aarch64")
 """As `uname -m` has them: those for which there are filters and a launcher."""
 
-SOCKET, OPTIONS, SCRIPT, FILTER, TTY_FILTER, LAUNCH, USERS, RESOLV, ENVIRONMENT = range(3, 12)
+SHARED_MEMORY, TEMPORARY = "/dev/shm", "/tmp"  # noqa: S108 - inside
+
+SOCKET, OPTIONS, SCRIPT, FILTER, TTY_FILTER, LAUNCH, USERS, RESOLV, WORDS = range(3, 12)
 """File descriptors, as bwrap finds them."""
 
 LAUNCH_PATH = SCRIPT_PATH.rpartition(b"/")[0] + b"/launch"
@@ -36,21 +38,23 @@ def filter_file(kind: str) -> Path:
     return HERE / "seccomp" / f"{kind}.{platform.machine()}.bpf"
 
 
-def argv(program: Iterable[bytes], *, terminal: Terminal | None, processes: int) -> bytes:
+def argv(count: int, *, terminal: Terminal | None, processes: int) -> bytes:
     """The argument vector of bwrap, each member ended by NUL.
 
-    `processes` is how many the user may have, where no control group says it; else 0.
+    `count`: how many of the words are the program's own. `processes` is how many the user may
+    have, where no control group says it; else 0.
     """
-    words = [b"bwrap", b"--args", b"%d" % OPTIONS, b"--", LAUNCH_PATH, b"%d" % SOCKET]
-    words += [b"%d" % processes]
-    words += [b"%d" % terminal.columns, b"%d" % terminal.rows] if terminal else [b"-", b"-"]
-    words += [SEARCH_PATH, b"%d" % ENVIRONMENT, *program]
-    return b"".join(word + b"\0" for word in words)
+    command = [b"bwrap", b"--args", b"%d" % OPTIONS, b"--", LAUNCH_PATH, b"%d" % SOCKET]
+    command += [b"%d" % processes]
+    command += [b"%d" % terminal.columns, b"%d" % terminal.rows] if terminal else [b"-", b"-"]
+    command += [SEARCH_PATH, b"%d" % WORDS, b"%d" % count]
+    return b"".join(word + b"\0" for word in command)
 
 
-def environment(env: Mapping[bytes, bytes]) -> bytes:
-    """The content of the file ENVIRONMENT."""
-    return b"".join(name + b"=" + value + b"\0" for name, value in env.items())
+def words(program: Iterable[bytes], env: Mapping[bytes, bytes]) -> bytes:
+    """The content of the file WORDS: the program's arguments and environment."""
+    pairs = (name + b"=" + value for name, value in env.items())
+    return b"".join(word + b"\0" for word in (*program, *pairs))
 
 
 def run_options(
@@ -69,7 +73,8 @@ def run_options(
     for layer in layers:
         words += ["--overlay-src", layer]
     words += ["--overlay", f"{upper}/root", f"{upper}/work", "/"]
-    words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm", "/dev/shm"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm"]
+    words += [SHARED_MEMORY]
     words += ["--remount-ro", "/dev", "--dir", WORK_DIR.decode()]
     if script:
         words += ["--perms", "0555", "--ro-bind-data", f"{SCRIPT}", SCRIPT_PATH.decode()]
@@ -93,8 +98,10 @@ def build_options(
         words += ["--cap-add", f"CAP_{capability}"]
     words += ["--overlay-src", layer]
     words += ["--overlay", f"{folder}/root", f"{folder}/work", "/"]
-    words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm", "/dev/shm"]
-    words += ["--remount-ro", "/dev", "--tmpfs", "/run", "--bind", f"{upper}/root/tmp", "/tmp"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm"]
+    words += [SHARED_MEMORY]
+    words += ["--remount-ro", "/dev", "--tmpfs", "/run", "--bind", f"{upper}/root/tmp"]
+    words += [TEMPORARY]
     for inside, outside in files.items():
         words += ["--ro-bind", outside, inside]
     return _ended([*words, *_last("/")])

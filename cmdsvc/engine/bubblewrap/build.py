@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cmdsvc.engine import EngineSettings, Progress, bases, packages
-from cmdsvc.engine.bubblewrap.store import Store
+from cmdsvc.engine.bubblewrap.store import Store, remove
 from cmdsvc.errors import BusyError, DataError, EngineError, printable
 from cmdsvc.model import Outcome, Reason
 from cmdsvc.recipe import Recipe
@@ -83,7 +83,7 @@ class Builder:
             for step in plan.steps:
                 await self._run(recipe, (base, folder), step, plan.env, progress)
             (folder / "base").write_text(base)
-            shutil.rmtree(folder / "work")
+            await asyncio.to_thread(remove, folder / "work")
             self._store.keep(folder, "layers", recipe.digest)
 
     async def _run(

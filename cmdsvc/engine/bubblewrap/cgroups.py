@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmdsvc.model import Limits
+
+log = logging.getLogger(__name__)
 
 CONTROLLERS = ("memory", "pids", "cpu")
 PERIOD = 100_000
@@ -53,20 +56,18 @@ class Cgroups:
     def parents(self) -> tuple[Path, ...]:
         return tuple(dict.fromkeys(self.folders.values()))
 
-    def requests(self, name: str, limits: Limits) -> list[tuple[str, dict[str, str]]]:
-        """Each group to be made for a sandbox, and what is to be written into its files."""
+    def values(self, limits: Limits) -> list[dict[str, str]]:
+        """What is to be written into the files of a sandbox's groups, for each of `parents`."""
         made: dict[Path, dict[str, str]] = {}
         for controller, folder in self.folders.items():
-            made.setdefault(folder / name, {}).update(self._values(controller, limits))
-        return [(str(folder), values) for folder, values in made.items()]
+            made.setdefault(folder, {}).update(self._values(controller, limits))
+        return list(made.values())
 
-    def changes(self, name: str, limits: Limits) -> dict[str, str]:
-        """The same for a group that is there already: paths to values."""
-        return {
-            f"{folder}/{file}": value
-            for folder, values in self.requests(name, limits)
-            for file, value in values.items()
-        }
+    def change(self, name: str, limits: Limits) -> None:
+        """Lowers the limits of groups that are there already. OSError."""
+        for parent, values in zip(self.parents, self.values(limits), strict=True):
+            for file, value in values.items():
+                (parent / name / file).write_text(value)
 
     def _values(self, controller: str, limits: Limits) -> dict[str, str]:
         quota = str(max(SMALLEST_QUOTA, int(limits.cpus * PERIOD)))
@@ -122,15 +123,16 @@ async def _remove(group: Path) -> None:
             return
         # Nothing in version 1 tells when a group is empty.
         await asyncio.sleep(0.005 * (step + 1))
+    log.warning("the control group %s stays: it is in use", group)
 
 
 def _removed(group: Path) -> bool:
     """Removes it, or kills what is in it; whether there is nothing more to do."""
     try:
         group.rmdir()
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            return True
+    except FileNotFoundError:
+        return True
+    except OSError:
         with contextlib.suppress(OSError, ValueError):
             for pid in (group / "cgroup.procs").read_text().split():
                 if pid != "0":

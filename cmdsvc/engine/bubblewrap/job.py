@@ -36,7 +36,7 @@ class BubblewrapJob:
     `inputs` is written to, `sources` maps what is read to 1 or 2. With a terminal both become its
     master, which comes from inside; until then `sources` has what bwrap may complain to.
     `out_of_memory` tells whether the kernel has killed for want of memory; `release` is
-    awaited when the sandbox is to go.
+    awaited when the sandbox is to go; it is told whether every process of the program is dead.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class BubblewrapJob:
         terminal: bool,
         program: bytes,
         out_of_memory: Callable[[], bool],
-        release: Callable[[], Awaitable[None]],
+        release: Callable[[bool], Awaitable[None]],
     ) -> None:
         self._stub = stub
         self._inputs = inputs
@@ -169,7 +169,7 @@ class BubblewrapJob:
         for fd in list(self._fds):
             self._close(fd)
         self._sources.clear()
-        await self._release()
+        await self._release(self._status is not None)
 
     def _heard(self) -> None:
         """A message of the launcher; or of the stub, if it could not become a sandbox.
@@ -217,14 +217,10 @@ class BubblewrapJob:
 
     def _failed(self, data: bytes) -> None:
         try:
-            fields = json.loads(data.removeprefix(b"error "))
-            number, text = int(fields["errno"]), str(fields["text"])
+            text = str(json.loads(data.removeprefix(b"error "))["text"])
         except (ValueError, KeyError, TypeError):
-            number, text = 0, "it ended"
-        if number == errno.E2BIG:
-            self._errno = number
-        else:
-            self._failure = EngineError(f"the sandbox could not be made: {text}")
+            text = "it ended"
+        self._failure = EngineError(f"the sandbox could not be made: {text}")
         self._finish()
 
     def _finish(self) -> None:

@@ -7,11 +7,11 @@ it kills whatever it has started, waits for it and ends too.
 
 Requests are JSON with file descriptors attached:
 
-`{"op": "stub", "id", "cgroups": [[folder, {file: value}]], "disk", "inodes"}` + [socket]
-    Forks a stub: a process in cgroups of its own, in a mount namespace of its own with a tmpfs of
+`{"op": "stub", "id", "group", "values": [{file: value}], "disk", "inodes"}` + [socket]
+    Forks a stub: a process in control groups of its own, `group` in each of the given folders, in a mount namespace of its own with a tmpfs of
     `disk` bytes, which waits on its socket. There it says `ready` with its pidfd, or `error TEXT`;
-    then it takes one message, `{"fds", "bwrap", "rlimits", "disk", "write", "network"}` + [argv,
-    *files], and becomes bwrap. Its socket is file descriptor 3 of bwrap.
+    then it takes one message, `{"fds", "bwrap", "rlimits", "disk", "network"}` + [argv, *files],
+    and becomes bwrap. Its socket is file descriptor 3 of bwrap.
 `{"op": "users"}` + [socket]
     Makes a user namespace that maps 65,536 users, and sends its descriptor to the socket.
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import fcntl
 import json
 import os
 import select
@@ -39,6 +40,7 @@ from typing import Any, NoReturn
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 0x1, 0x2, 0x4, 0x20
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
+MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STUB_FD = 3
 FIRST_FREE_FD = 100
@@ -47,6 +49,8 @@ MAX_FDS = 32
 MAX_MESSAGE = 1 << 16
 OOM_SCORE = "500"
 """When the whole machine is out of memory, sandboxes go before the server."""
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc")
+"""Where bwrap's own libraries are, and what builds see of the host."""
 CHILDREN = "/proc/self/task/{}/children"
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -58,7 +62,8 @@ class Config:
 
     `place` is where stubs find things, a folder that is there on every machine. They run as `uid`,
     None for the user that this process already is. `binds` maps names below `place` to the folders
-    that appear there (only with a `uid`). `upper` is where a stub's file system is mounted.
+    that appear there (only with a `uid`). `upper` is where a stub's file system is mounted,
+    `cgroups` are the folders in which sandboxes get their control groups.
     """
 
     def __init__(self, text: str) -> None:
@@ -69,6 +74,9 @@ class Config:
         self.users: int = fields["users"]
         self.binds: dict[str, str] = fields["binds"]
         self.upper: str = fields["upper"]
+        # Open, because the way to them may be closed later.
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self.cgroups = [os.open(folder, flags) for folder in fields["cgroups"]]
 
 
 def check(result: int, what: str) -> None:
@@ -82,9 +90,12 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
     check(libc.mount(*arguments), f"mount {kind or 'on'} {target}")
 
 
-def write(path: str, text: str) -> None:
-    with open(path, "w") as file:  # noqa: PTH123 - pathlib would double what this process imports
-        file.write(text)
+def write(path: str, text: str, folder: int | None = None) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -128,6 +139,25 @@ def private_place(config: Config) -> None:
         mount(f"/proc/self/fd/{fd}", target, "", MS_BIND)
         os.close(fd)
     os.makedirs(config.upper, exist_ok=True)  # noqa: PTH103
+    for point in reversed(mount_points()):
+        if not needed(point, config.place):
+            libc.umount2(os.fsencode(point), MNT_DETACH)
+
+
+def mount_points() -> list[str]:
+    with open("/proc/self/mountinfo", "rb") as file:  # noqa: PTH123
+        names = [line.split(b" ")[4] for line in file]
+    return [os.fsdecode(name.decode("unicode_escape").encode("latin-1")) for name in names]
+
+
+def needed(point: str, place: str) -> bool:
+    """Whether a mount has what bwrap needs. It looks through all there are, a dozen times a run."""
+    if point in {"/", "/proc", "/dev"}:
+        return True
+    return any(
+        f"{point}/".startswith(f"{path}/") or path.startswith(f"{point}/")
+        for path in (place, *SYSTEM)
+    )
 
 
 def prepare(config: Config, request: dict[str, Any], parent: int) -> None:
@@ -137,11 +167,12 @@ def prepare(config: Config, request: dict[str, Any], parent: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     write("/proc/self/oom_score_adj", OOM_SCORE)
-    for folder, values in request["cgroups"]:
-        os.mkdir(folder)  # noqa: PTH102
+    group = request["group"]
+    for folder, values in zip(config.cgroups, request["values"], strict=True):
+        os.mkdir(group, dir_fd=folder)
         for name, value in values.items():
-            write(f"{folder}/{name}", value)
-        write(f"{folder}/cgroup.procs", "0")
+            write(f"{group}/{name}", value, folder)
+        write(f"{group}/cgroup.procs", "0", folder)
     options = f"size={request['disk']},nr_inodes={request['inodes']},mode=0700"
     if config.uid is None:
         uid, gid = os.getuid(), os.getgid()
@@ -170,8 +201,6 @@ def become(config: Config, sock: socket.socket, parent: int) -> NoReturn:
         os._exit(0)
     if message["disk"]:
         mount("cmdsvc", config.upper, "", MS_REMOUNT | MS_NOSUID | MS_NODEV, message["disk"])
-    for path, value in message["write"].items():
-        write(path, value)
     with os.fdopen(fds[0], "rb") as file:
         file.seek(0)
         argv = file.read().split(b"\0")[:-1]
@@ -191,8 +220,6 @@ def become(config: Config, sock: socket.socket, parent: int) -> NoReturn:
 
 
 def high(fd: int) -> int:
-    import fcntl  # noqa: PLC0415 - a built-in or shared object, found either way
-
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
 
 
@@ -208,7 +235,7 @@ class Spawner:
         self.orphans: set[int] = set()
         self.ending: list[tuple[int, set[int]]] = []
         """Stubs that are dead, and the orphans that have to follow."""
-        self.cgroups: dict[int, list[str]] = {}
+        self.groups: dict[int, str] = {}
 
     def run(self) -> None:
         wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -246,7 +273,7 @@ class Spawner:
         if pid == 0:
             self.as_stub(request, sock)
         self.stubs[pid] = request["id"]
-        self.cgroups[request["id"]] = [folder for folder, _ in request["cgroups"]]
+        self.groups[request["id"]] = request["group"]
 
     def as_stub(self, request: dict[str, Any], sock: socket.socket) -> NoReturn:
         try:
@@ -318,7 +345,7 @@ class Spawner:
             if left := orphans & self.orphans:
                 still.append((name, left))
             else:
-                self.cgroups.pop(name, None)
+                self.groups.pop(name, None)
                 self.control.send(json.dumps({"gone": name}).encode())
         self.ending = still
 
@@ -340,10 +367,10 @@ class Spawner:
             except ChildProcessError:
                 break
             self.kill_orphans()
-        for folders in self.cgroups.values():
-            for folder in folders:
+        for group in self.groups.values():
+            for folder in self.config.cgroups:
                 try:
-                    os.rmdir(folder)  # noqa: PTH106
+                    os.rmdir(group, dir_fd=folder)
                 except OSError:  # the next server will try again
                     continue
 

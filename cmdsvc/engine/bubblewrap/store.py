@@ -23,10 +23,9 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cmdsvc.recipe import Recipe
 
@@ -161,20 +160,16 @@ def _key(base: str, tag: str, source: str) -> str:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder with all that is in it, whatever its modes; never follows a link."""
-
-    def again(_function: Callable[..., Any], name: str, _error: object) -> None:
-        """A folder that its owner may not search: only without root."""
-        with contextlib.suppress(OSError):
-            parent = os.path.dirname(name)  # noqa: PTH120
-            os.chmod(parent, stat.S_IRWXU)  # noqa: PTH101
-            if os.path.isdir(name) and not os.path.islink(name):  # noqa: PTH112, PTH114
-                os.chmod(name, stat.S_IRWXU)  # noqa: PTH101
-                shutil.rmtree(name)
-            else:
-                os.unlink(name)  # noqa: PTH108
-
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, onerror=again)
-    else:
+    """Removes a file or a folder with all that is in it, whatever its modes; follows no link."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:  # folders that their owner may not enter; root never gets here
+        path.chmod(stat.S_IRWXU)
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                if not (inside := Path(folder, name)).is_symlink():
+                    inside.chmod(stat.S_IRWXU)
+        shutil.rmtree(path)

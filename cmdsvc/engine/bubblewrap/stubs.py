@@ -32,6 +32,8 @@ PREPARED = 4
 its control groups, and about 1 MB."""
 BYTES_PER_INODE = 4096
 """Of a sandbox's file system: an inode costs about as much memory as a page of content."""
+AT_ONCE = 8
+"""Stubs that are made at the same time; more would be slower for all, and overflow the socket."""
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
 """Seconds."""
@@ -76,21 +78,18 @@ class Stub:
         *,
         rlimits: Iterable[tuple[int, int, int]] = (),
         disk: str = "",
-        write: Mapping[str, str] | None = None,
         network: int | None = None,
     ) -> None:
         """Hands over what is to be executed.
 
         `argv` is a file of NUL-ended words, `files` maps descriptor numbers in bwrap to ours,
-        `disk` are mount options, `write` maps paths to what is written there first, `network` is
-        a network namespace. The descriptors remain the caller's.
+        `disk` are mount options, `network` is a network namespace. The descriptors remain the caller's.
         """
         message = {
             "bwrap": bwrap,
             "fds": list(files),
             "rlimits": list(rlimits),
             "disk": disk,
-            "write": dict(write or {}),
             "network": network is not None,
         }
         fds = [argv, *files.values(), *([] if network is None else [network])]
@@ -124,6 +123,7 @@ class Stubs:
         self._stubs: dict[int, Stub] = {}
         self._ready: collections.deque[Stub] = collections.deque()
         self._coming = 0
+        self._turn = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -140,6 +140,7 @@ class Stubs:
             "users": USERS,
             "binds": dict(self.place.binds),
             "upper": self.place.upper,
+            "cgroups": [str(path) for path in self.cgroups.parents] if self.cgroups else [],
         }
         command = [sys.executable, "-I", "-S", str(SPAWNER), json.dumps(config)]
         loop = asyncio.get_running_loop()
@@ -195,13 +196,18 @@ class Stubs:
 
     async def make(self, limits: Limits) -> Stub:
         """A new stub, which takes some time. EngineError if it cannot be made."""
+        async with self._turn:
+            return await self._make(limits)
+
+    async def _make(self, limits: Limits) -> Stub:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = next(self._numbers)
         stub = Stub(number, f"{self._series}-{number}", ours)
         request = {
             "op": "stub",
             "id": stub.number,
-            "cgroups": self.cgroups.requests(stub.group, limits) if self.cgroups else [],
+            "group": stub.group,
+            "values": self.cgroups.values(limits) if self.cgroups else [],
             "disk": limits.disk,
             "inodes": inodes(limits.disk),
         }
@@ -215,7 +221,7 @@ class Stubs:
             [stub.pidfd] = await _answer(ours)
         except BaseException:
             stub.sock.close()
-            self._background(self.put_away(stub))
+            self.background(self.put_away(stub))
             raise
         return stub
 
@@ -230,7 +236,7 @@ class Stubs:
             log.error("sandbox %d does not end", stub.number)  # noqa: TRY400 - nothing to trace
         stub.close()
         if self._stubs.pop(stub.number, None) is not None and self.cgroups is not None:
-            self._background(self.cgroups.remove(stub.group))
+            self.background(self.cgroups.remove(stub.group))
 
     async def users(self) -> int:
         """A descriptor of a user namespace that maps USERS users."""
@@ -243,7 +249,7 @@ class Stubs:
     def _refill(self) -> None:
         if not self._closing and len(self._ready) + self._coming < PREPARED:
             self._coming += 1
-            self._background(self._one_more())
+            self.background(self._one_more())
 
     async def _one_more(self) -> None:
         try:
@@ -312,7 +318,8 @@ class Stubs:
     def alive(self) -> bool:
         return self._control is not None
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does `work`, which `aclose` waits for."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -22,6 +22,9 @@ _KEPT: Final = 200
 _LINE: Final = 2000
 """Bytes of a line; the rest of a longer one is dropped."""
 
+_NOTED: Final = 2.0
+"""Seconds until the engine has noted a container's end at most."""
+
 _MEMORY: Final = 2 * 2**30
 
 _COMMIT_TIMEOUT: Final = 300.0
@@ -69,6 +72,8 @@ class Build:
             await self._api.call("POST", f"/containers/{container}/start", timeout=START_TIMEOUT)
             for step in plan.steps:
                 status = await self._step(container, step, plan.env)
+                if status == 137 and await self._has_ended(container):
+                    raise _ended()
                 if status != 0:
                     raise diagnose(self._recipe, status, list(self._output))
             await self._api.call("POST", f"/containers/{container}/kill", query={"signal": "KILL"})
@@ -141,8 +146,18 @@ class Build:
                 self._tell(line)
         state: Mapping[str, Any] = await self._api.call("GET", f"/exec/{made['Id']}/json")
         if state.get("Running") or state.get("ExitCode") is None:
-            raise EngineError("the Docker engine ended the build", "try again when it is back")
+            raise _ended()
         return int(state["ExitCode"])
+
+    async def _has_ended(self, container: str) -> bool:
+        """Whether it was the whole container that was killed, as when the engine is stopped."""
+        try:
+            await self._api.call("POST", f"/containers/{container}/wait", timeout=_NOTED)
+        except ApiError:
+            return True
+        except EngineError:
+            return False
+        return True
 
     def _tell(self, line: str) -> None:
         self._output.append(line)
@@ -160,6 +175,10 @@ class Lines:
         self._part = part[:_LINE]
         texts = (printable(line[:_LINE].decode(errors="replace")).rstrip() for line in whole)
         return [text for text in texts if text]
+
+
+def _ended() -> EngineError:
+    return EngineError("the Docker engine ended the build", "try again when it is back")
 
 
 def _archive(files: Mapping[str, bytes]) -> bytes:

@@ -14,7 +14,8 @@ from weakref import WeakValueDictionary
 from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress, firewall
 from cmdsvc.engine.docker import findings, sandbox
 from cmdsvc.engine.docker.build import Build
-from cmdsvc.engine.docker.http import Api, ApiError, check_host, find_host
+from cmdsvc.engine.docker.hosts import check_host, find_host
+from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.images import DIGEST_LABEL, INSTANCE_LABEL, RUN_LABEL, Images
 from cmdsvc.engine.docker.janitor import Janitor, remove
 from cmdsvc.engine.docker.job import DockerJob
@@ -141,13 +142,14 @@ class DockerEngine:
 
     async def purge(self) -> None:
         """Removes all that this instance has in the engine: containers, images, its network."""
+        await self._janitor.settle()
         await self._sweep()
         self._here.clear()
         self._network_made = False
         for name in (self._images.repository, f"{self._images.repository}-base"):
             for image in await self._api.call("GET", "/images/json", query=_where(reference=name)):
                 for tag in image["RepoTags"] or ():
-                    await self._delete(f"/images/{tag}")
+                    await self._delete(f"/images/{tag}?force=1")
         await self._delete(f"/networks/{self._network}")
 
     async def _start(self, invocation: Invocation) -> DockerJob:
@@ -203,7 +205,15 @@ class DockerEngine:
             "Options": self._network_options,
             "Labels": self._images.labels,
         }
-        await self._api.call("POST", "/networks/create", body=body)
+        try:
+            await self._api.call("POST", "/networks/create", body=body)
+        except ApiError as error:
+            if "address pool" in error.message:
+                raise EngineError(
+                    f"the Docker engine has no addresses left for the network of runs: {error.message}",
+                    "remove networks that nobody uses: docker network prune",
+                ) from error
+            raise
 
     async def _has_network(self) -> bool:
         """Whether the network of our name is as we make it. EngineError where it is not ours."""

@@ -1,6 +1,5 @@
 """A small client of the Docker Engine's HTTP API on the event loop, for the road of a run.
 
-Hosts are spelled as for the Docker command line: unix://PATH, tcp://HOST:PORT, ssh://[USER@]HOST.
 Every request is bounded in time and in the size of its answer; what goes wrong is an EngineError.
 """
 
@@ -8,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,9 +16,8 @@ from urllib.parse import urlencode, urlsplit
 
 import h11
 
+from cmdsvc.engine.docker.hosts import check_host, ssh_command
 from cmdsvc.errors import EngineError
-
-DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds for one control request, connecting included."""
@@ -37,6 +34,9 @@ _ACTIVE: Final = 64
 _ANSWER: Final = 16 * 2**20
 """Bytes of an answer's body at most."""
 
+_SSH_END: Final = 5.0
+"""Seconds that an ssh client has to end when told so."""
+
 _UPLOAD: Final = 2**20
 """Bytes of a file that are read at once."""
 
@@ -51,11 +51,6 @@ class ApiError(EngineError):
         super().__init__(f"the Docker engine refused: {message}")
         self.status = status
         self.message = message
-
-
-def find_host(host: str | None) -> str:
-    """`host`, or what the Docker command line would use."""
-    return host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
 
 
 @dataclass(slots=True)
@@ -101,7 +96,8 @@ class Stream:
                 self.writer.write_eof()
 
     def close(self) -> None:
-        self.writer.transport.abort()  # what it did not take yet is of no use
+        if not self.writer.is_closing():
+            self.writer.transport.abort()  # what it did not take yet is of no use
         if self.process is not None and self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.terminate()
@@ -179,6 +175,7 @@ class Api:
         self.version = ""
         """Of the API, once it was negotiated."""
         self._idle: list[_Connection] = []
+        self._ssh: set[asyncio.Task[int]] = set()
         self._active = asyncio.Semaphore(_ACTIVE)
 
     async def negotiate(self) -> Mapping[str, Any]:
@@ -263,7 +260,7 @@ class Api:
             headers=[*request.headers, ("Connection", "Upgrade"), ("Upgrade", "tcp")],
         )
         async with self.bounded(timeout):
-            connection = _Connection(await _connect(self.host))
+            connection = _Connection(await self._connect())
             switched = False
             try:
                 await connection.send(request, data)
@@ -286,6 +283,16 @@ class Api:
             connection.stream.close()
             with suppress(OSError):
                 await connection.stream.writer.wait_closed()
+        if self._ssh:
+            await asyncio.wait(self._ssh, timeout=_SSH_END)
+
+    async def _connect(self) -> Stream:
+        stream = await _connect(self.host)
+        if stream.process is not None:
+            ended = asyncio.ensure_future(stream.process.wait())
+            self._ssh.add(ended)
+            ended.add_done_callback(self._ssh.discard)
+        return stream
 
     async def _connection(self) -> _Connection:
         while self._idle:
@@ -293,7 +300,7 @@ class Api:
             if connection.usable:
                 return connection
             connection.stream.close()
-        return _Connection(await _connect(self.host))
+        return _Connection(await self._connect())
 
     def _keep(self, connection: _Connection) -> bool:
         http = connection.http
@@ -375,31 +382,6 @@ async def _connect(host: str) -> Stream:
     if process.stdin is None or process.stdout is None:
         raise ConnectionError("ssh has no pipes")
     return Stream(process.stdout, process.stdin, process)
-
-
-def check_host(host: str) -> None:
-    """EngineError where `host` is of a kind that cannot be used, and why."""
-    kind, _, rest = host.partition("://")
-    if kind not in ("unix", "tcp", "ssh") or not rest:
-        raise EngineError(
-            f"DOCKER_HOST is {host!r}, which is not understood",
-            "use unix://PATH, tcp://HOST:PORT or ssh://[USER@]HOST",
-        )
-    if kind == "tcp" and os.environ.get("DOCKER_TLS_VERIFY"):
-        raise EngineError(
-            "DOCKER_TLS_VERIFY is set: over TLS a run's input cannot be ended apart from its output",
-            "use DOCKER_HOST=ssh://[USER@]HOST",
-        )
-
-
-def ssh_command(host: str) -> list[str]:
-    """As the Docker command line does it: `docker system dial-stdio` joins stdio to the socket."""
-    address = urlsplit(host)
-    user = ["-l", address.username] if address.username else []
-    port = ["-p", str(address.port)] if address.port else []
-    name = address.hostname or ""
-    return ["ssh", "-T", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes", *user, *port, "--",
-            name, "docker", "system", "dial-stdio"]  # fmt: skip
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -15,9 +15,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CREATE_TIMEOUT: Final = 60.0
-"""Seconds: many at once queue up in the engine."""
-
 _AT_ONCE: Final = 2
 """Removals at once: more only slow down the engine's starts."""
 
@@ -50,9 +47,7 @@ class Janitor:
 
     async def create(self, description: Mapping[str, Any]) -> str:
         """Makes a container, which whoever asked discards in the end; here if cancelled meanwhile."""
-        making = self.spawn(
-            self._api.call("POST", "/containers/create", body=description, timeout=_CREATE_TIMEOUT)
-        )
+        making = self.spawn(self._api.call("POST", "/containers/create", body=description))
         try:
             made = await asyncio.shield(making)
         except asyncio.CancelledError:
@@ -69,6 +64,11 @@ class Janitor:
             await asyncio.wait(
                 self._removals, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED
             )
+
+    async def settle(self) -> None:
+        """Waits, not for long, until what is under way is finished."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_PATIENCE)
 
     async def aclose(self) -> None:
         """Finishes what is under way; a container that cannot be removed now is at the next start."""

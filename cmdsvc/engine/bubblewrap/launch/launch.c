@@ -1,7 +1,7 @@
 /* The first process of a sandbox: starts the caller's program, passes signals on to it, reaps what
  * it leaves behind, and tells the server exactly what became of it.
  *
- *   launch FD NPROC COLUMNS ROWS SEARCH ENVIRONMENT PROGRAM [ARGUMENT...]
+ *   launch FD NPROC COLUMNS ROWS SEARCH WORDS COUNT
  *
  * FD is a SEQPACKET socket. The server reads from it messages of two ints:
  *   1, 0        the sandbox is complete; with a terminal, its master is attached
@@ -9,11 +9,14 @@
  *   3, status   the program has ended, with this wait status
  * and writes to it one int, a signal for the program's process group.
  *
- * The program leads a session of its own. Where COLUMNS is not "-", its standard files are a new
+ * WORDS is the descriptor of a file of words, each ended by NUL: first COUNT that are the program's
+ * argument vector, then the whole of its environment. (What stands on the command line everybody
+ * on the host can read.) The program is looked up in SEARCH (as PATH is written) where its name has
+ * no slash. It leads a session of its own. Where COLUMNS is not "-", its standard files are a new
  * terminal of that size, the session's own, from the sandbox's /dev/pts. NPROC, if not 0, is
- * RLIMIT_NPROC: it counts within the user namespace only when it is set inside. PROGRAM is looked
- * up in SEARCH (as PATH is written) where it has no slash. ENVIRONMENT is the descriptor of a file
- * with the whole environment, each member ended by NUL: everybody on the host can read arguments.
+ * RLIMIT_NPROC: it counts within the user namespace only when it is set inside.
+ *
+ * When the program has ended, what it left behind is killed before that is told.
  *
  * An image need not have a shell, and a shell would change the environment and could tell neither
  * its own failure nor a signal from an exit status; so this is a static program without a library,
@@ -21,11 +24,11 @@
  */
 
 #if defined(__x86_64__)
-enum { NR_read = 0, NR_write = 1, NR_close = 3, NR_lseek = 8, NR_mmap = 9,
-       NR_rt_sigprocmask = 14, NR_ioctl = 16,
-       NR_sendmsg = 46, NR_clone = 56, NR_execve = 59, NR_exit = 60, NR_wait4 = 61, NR_kill = 62,
-       NR_fcntl = 72, NR_setsid = 112, NR_prctl = 157, NR_openat = 257, NR_ppoll = 271,
-       NR_signalfd4 = 289, NR_dup3 = 292, NR_prlimit64 = 302, NR_close_range = 436 };
+enum { NR_read = 0, NR_write = 1, NR_close = 3, NR_lseek = 8, NR_mmap = 9, NR_rt_sigprocmask = 14,
+       NR_ioctl = 16, NR_getpid = 39, NR_sendmsg = 46, NR_clone = 56, NR_execve = 59, NR_exit = 60,
+       NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_setsid = 112, NR_prctl = 157, NR_openat = 257,
+       NR_ppoll = 271, NR_signalfd4 = 289, NR_dup3 = 292, NR_prlimit64 = 302,
+       NR_close_range = 436 };
 static long call6(long n, long a, long b, long c, long d, long e, long f)
 {
     long result;
@@ -40,10 +43,10 @@ static long call6(long n, long a, long b, long c, long d, long e, long f)
 __asm__(".globl _start\n_start:\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall begin\n\thlt\n");
 #elif defined(__aarch64__)
 enum { NR_dup3 = 24, NR_fcntl = 25, NR_ioctl = 29, NR_openat = 56, NR_close = 57, NR_lseek = 62,
-       NR_read = 63,
-       NR_write = 64, NR_ppoll = 73, NR_signalfd4 = 74, NR_exit = 93, NR_kill = 129,
-       NR_rt_sigprocmask = 135, NR_setsid = 157, NR_prctl = 167, NR_sendmsg = 211, NR_clone = 220,
-       NR_execve = 221, NR_mmap = 222, NR_wait4 = 260, NR_prlimit64 = 261, NR_close_range = 436 };
+       NR_read = 63, NR_write = 64, NR_ppoll = 73, NR_signalfd4 = 74, NR_exit = 93, NR_kill = 129,
+       NR_rt_sigprocmask = 135, NR_setsid = 157, NR_prctl = 167, NR_getpid = 172,
+       NR_sendmsg = 211, NR_clone = 220, NR_execve = 221, NR_mmap = 222, NR_wait4 = 260,
+       NR_prlimit64 = 261, NR_close_range = 436 };
 static long call6(long n, long a, long b, long c, long d, long e, long f)
 {
     register long x8 __asm__("x8") = n;
@@ -64,7 +67,7 @@ __asm__(".globl _start\n_start:\n\tmov x0, sp\n\tbl begin\n\tbrk #1\n");
 #endif
 
 enum { E_NOENT = 2, E_ACCES = 13, E_NOTDIR = 20, E_NAMETOOLONG = 36 };
-enum { SIG_CHLD = 17, SIG_BLOCK_ = 0, VFORK = 0x4000, NOHANG = 1, POLL_IN = 1 };
+enum { SIG_KILL = 9, SIG_CHLD = 17, SIG_BLOCK_ = 0, VFORK = 0x4000, NOHANG = 1, POLL_IN = 1 };
 enum { SET_FD = 2, CLOSE_ON_EXEC = 1, SET_DUMPABLE = 4, LIMIT_PROCESSES = 6 };
 enum { AT_CWD = -100, READ_WRITE = 2, NO_TERMINAL = 0400, CLOSE_ON_EXEC_FLAG = 02000000 };
 enum { SET_TERMINAL = 0x540e, SET_SIZE = 0x5414, OPEN_PEER = 0x5441, SET_LOCK = 0x40045431 };
@@ -72,7 +75,7 @@ enum { SOCKET = 1, RIGHTS = 1 };
 enum { TO_END = 2, READ_AND_WRITE = 3, PRIVATE = 2, ANONYMOUS = 0x20 };
 enum { COMPLETE = 1, NOT_EXECUTED = 2, ENDED = 3 };
 enum { PATH_SIZE = 4096 };
-enum { FD = 1, NPROC = 2, COLUMNS = 3, ROWS = 4, SEARCH = 5, ENVIRONMENT = 6, PROGRAM = 7 };
+enum { FD = 1, NPROC = 2, COLUMNS = 3, ROWS = 4, SEARCH = 5, WORDS = 6, COUNT = 7, ARGUMENTS };
 
 static long call(long n, long a, long b, long c, long d, long e)
 {
@@ -215,31 +218,37 @@ static char *memory(long size, int flags, int fd)
     return (char *)address;
 }
 
-/* The environment that the file `fd` holds. */
-static char **environment(int fd)
+/* The words of the file `fd` as two vectors, one behind the other: `first` words, then the rest. */
+static char **words(int fd, long first)
 {
-    long size = call(NR_lseek, fd, 0, TO_END, 0, 0), count = 0;
+    long size = call(NR_lseek, fd, 0, TO_END, 0, 0), count = 0, n = 0;
     char *text = size > 0 ? memory(size, PRIVATE, fd) : 0;
     for (long i = 0; i < size; i++)
         count += !text[i];
-    char **envp = (char **)memory((count + 1) * (long)sizeof(char *), PRIVATE | ANONYMOUS, -1);
-    for (long i = 0, n = 0; n < count; n++) {
-        envp[n] = text + i;
+    if (first < 1 || count < first)
+        leave(126);
+    char **all = (char **)memory((count + 2) * (long)sizeof(char *), PRIVATE | ANONYMOUS, -1);
+    for (long i = 0; count > 0; count--) {
+        all[n++] = text + i;
+        if (n == first)
+            n++;
         while (text[i++])
             ;
     }
-    return envp;
+    return all;
 }
 
 __attribute__((noreturn)) void begin(long *stack)
 {
     char **arguments = (char **)(stack + 1);
-    if (stack[0] <= PROGRAM)
+    /* Anywhere but in a PID namespace of its own it would kill what is not its own. */
+    if (stack[0] < ARGUMENTS || call(NR_getpid, 0, 0, 0, 0, 0) != 1)
         leave(126);
     /* What it says is not the program's to change: closes /proc/1 to it. */
     call(NR_prctl, SET_DUMPABLE, 0, 0, 0, 0);
     int fd = (int)number(arguments[FD]), master = -1;
-    char **envp = environment((int)number(arguments[ENVIRONMENT])), **program = arguments + PROGRAM;
+    long count = number(arguments[COUNT]);
+    char **program = words((int)number(arguments[WORDS]), count), **envp = program + count + 1;
     /* FD is the first after the standard files; what bwrap was given besides is not for programs. */
     call(NR_close_range, fd + 1, 0x7fffffff, 0, 0, 0);
     if (arguments[COLUMNS][0] != '-')
@@ -255,7 +264,10 @@ __attribute__((noreturn)) void begin(long *stack)
         tell(fd, NOT_EXECUTED, (int)-child, -1);
         leave(126);
     }
-    int status = wait_for(child, fd);
+    int status = wait_for(child, fd), other;
+    call(NR_kill, -1, SIG_KILL, 0, 0, 0);
+    while (call(NR_wait4, -1, (long)&other, 0, 0, 0) > 0)
+        ;
     tell(fd, ENDED, status, -1);
     leave(status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff);
 }

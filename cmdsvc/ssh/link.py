@@ -1,0 +1,125 @@
+"""A client's TCP connection, with the bounds that asyncssh leaves to its user."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import cast
+
+import asyncssh
+from asyncssh.constants import (
+    MSG_KEX_LAST,
+    MSG_KEXINIT,
+    MSG_NEWKEYS,
+    MSG_USERAUTH_FAILURE,
+    MSG_USERAUTH_FIRST,
+    MSG_USERAUTH_LAST,
+)
+from asyncssh.packet import SSHPacketLogger
+
+UNSENT_HIGH = 512 << 10
+"""Bytes that the client has not taken, above which nobody writes to it."""
+UNSENT_MAX = 2 << 20
+"""Bytes that it has not taken, above which nothing is read from it: what it asks for is answered."""
+DEFERRED_MAX = 16384
+"""Packets that may wait for the end of a key exchange, which is the client's to end."""
+ATTEMPTS_MAX = 32
+"""Answers to attempts to log in, each key that is offered one; then the connection ends."""
+LOOK = 1 << 20
+"""Bytes received between two looks at what the client has made us keep."""
+
+
+class Link(asyncssh.SSHServerConnection):
+    """asyncssh believes a client that claims room for gigabytes, and keeps what the socket refuses.
+
+    Who writes much waits for `room` first.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions
+    ) -> None:
+        super().__init__(loop, options)
+        self.room = asyncio.Event()
+        """Set while the client takes what it is sent, and when it is gone."""
+        self.room.set()
+        self.received_much: Callable[[], None] = lambda: None
+        """Called after each LOOK bytes."""
+        self.logging_in = True
+        self._socket_transport: asyncio.Transport | None = None
+        self._full = False
+        self._exchanging = False
+        self._deferred = 0
+        self._attempts = 0
+        self._unlooked = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._socket_transport = cast(asyncio.Transport, transport)
+        self._socket_transport.set_write_buffer_limits(high=UNSENT_HIGH)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None = None) -> None:
+        self.room.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+        transport = self._socket_transport
+        if self.logging_in and transport is not None:
+            _acknowledge(transport)
+        super().data_received(data, datatype)
+        if transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > UNSENT_MAX:
+            transport.pause_reading()
+        self._unlooked += len(data)
+        if self._unlooked >= LOOK:
+            self._unlooked = 0
+            self.received_much()
+
+    def pause_writing(self) -> None:
+        self._full = True
+        self._tell_room()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._tell_room()
+        if self._socket_transport is not None:
+            self._socket_transport.resume_reading()
+
+    def send_packet(
+        self, pkttype: int, *args: bytes, handler: SSHPacketLogger | None = None
+    ) -> None:
+        if pkttype in {MSG_KEXINIT, MSG_NEWKEYS}:
+            # Between the two asyncssh keeps all that is sent (RFC 4253, section 7.1).
+            self._exchanging, self._deferred = pkttype == MSG_KEXINIT, 0
+            self._tell_room()
+        elif self._exchanging and pkttype > MSG_KEX_LAST:
+            self._deferred += 1
+            if self._deferred > DEFERRED_MAX:
+                self.abort()
+        super().send_packet(pkttype, *args, handler=handler)
+        if self.logging_in and (
+            pkttype == MSG_USERAUTH_FAILURE or MSG_USERAUTH_FIRST <= pkttype <= MSG_USERAUTH_LAST
+        ):
+            self._attempts += 1
+            if self._attempts == ATTEMPTS_MAX:
+                self.disconnect(
+                    asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "too many attempts to log in"
+                )
+
+    def _tell_room(self) -> None:
+        if self._full or self._exchanging:
+            self.room.clear()
+        else:
+            self.room.set()
+
+
+def _acknowledge(transport: asyncio.Transport) -> None:
+    """Has the kernel acknowledge at once what came.
+
+    The client sends its half of the handshake in small pieces with Nagle's algorithm on, so each
+    delayed acknowledgement costs 40 ms. TCP_QUICKACK does not last (tcp(7)).
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
