@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -100,6 +101,8 @@ async def serve(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a run holds half a dozen
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     async with AsyncExitStack() as stack:
         stack.enter_context(lock(settings.data_dir))
         store = await open_store(settings.url, server=_instance(settings.data_dir))

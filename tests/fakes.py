@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
 
 from cmdsvc.engine import Finding, Invocation, Progress
 from cmdsvc.model import Network, Outcome
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import CallerGone, Event, Job
+
+T = TypeVar("T")
+
+
+async def soon(what: Awaitable[T]) -> T:
+    """What is awaited, or a TimeoutError instead of a test that hangs."""
+    return await asyncio.wait_for(what, 30)
 
 
 async def turns(count: int = 10) -> None:

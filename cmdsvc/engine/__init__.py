@@ -85,7 +85,11 @@ class Engine(Protocol):
 
     @property
     def networks(self) -> frozenset[Network]:
-        """What it can give exactly, known after `open`."""
+        """What it can give, known after `open`.
+
+        INTERNET is exactly that and nothing private, but on docker: there the block list is in
+        force once root has installed it (`cmdsvc firewall`), which `check` tells.
+        """
         ...
 
     async def open(self) -> None:

@@ -112,15 +112,16 @@ class Call:
             wake.set()
 
         async def show() -> None:
-            while not over:
-                await wake.wait()
-                wake.clear()
-                while lines:
-                    line = lines.popleft()
-                    if self.terminal:
-                        await self._write(2, f"\r\x1b[K{_fit(line, self.terminal.columns - 1)}")
-                    else:
-                        await self._write(2, f"{line}\n")
+            while lines or not over:
+                if not lines:
+                    wake.clear()
+                    await wake.wait()
+                    continue
+                line = lines.popleft()
+                if self.terminal:
+                    await self._write(2, f"\r\x1b[K{_fit(line, self.terminal.columns - 1)}")
+                else:
+                    await self._write(2, f"{line}\n")
 
         shower = asyncio.create_task(show())
         try:

@@ -120,6 +120,18 @@ class Lab:
     def traces(self) -> Counter[str]:
         return host.traces(self.settings, self.docker_host)
 
+    def left_by_a_build(self, before: Counter[str]) -> set[str]:
+        """What is here besides: but for what is kept warm for runs, which comes and goes."""
+        new = set(self.traces() - before)
+        return {text for text in new if not text.startswith("process") or "apk" in text}
+
+    async def shortcoming(self, *words: str) -> str:
+        """What `check` warns of, with one of the words in it; "" if it does not."""
+        for finding in await self.engine.check():
+            if finding.level == "warning" and any(word in finding.what.lower() for word in words):
+                return finding.what
+        return ""
+
     def layer(self, *packages: str, tag: str = "") -> Recipe:
         return dataclasses.replace(self.recipe, packages=tuple(sorted(packages)), tag=tag)
 

@@ -21,6 +21,7 @@ from tests.fakes import (
     NeverEndingJob,
     SlowEngine,
     SlowToStopEngine,
+    soon,
     turns,
 )
 
@@ -38,7 +39,7 @@ class Waiter:
     async def leave(self) -> None:
         self.task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await self.task
+            await soon(self.task)
 
     @property
     def waits(self) -> bool:
@@ -55,7 +56,7 @@ class TestEnsure:
         builds = Builds(engine, LIMITS)
         await builds.ensure(JQ, lambda _: None)
         again = Waiter(builds)
-        await again.task
+        await soon(again.task)
         assert engine.built == [JQ]
         assert again.lines == []
 
@@ -63,12 +64,12 @@ class TestEnsure:
         engine = SlowEngine()
         builds = Builds(engine, LIMITS)
         first, second = Waiter(builds), Waiter(builds)
-        await engine.begun.wait()
+        await soon(engine.begun.wait())
         await turns()
         late = Waiter(builds)
         await turns()
         engine.go.set()
-        await asyncio.gather(first.task, second.task, late.task)
+        await soon(asyncio.gather(first.task, second.task, late.task))
         assert engine.built == [JQ]
         assert first.lines == second.lines == ["building", "built"]
         assert late.lines == ["built"]
@@ -78,19 +79,19 @@ class TestEnsure:
         builds = Builds(engine, LIMITS)
         waiters = [Waiter(builds, recipe_of(n)) for n in range(2)]
         engine.go.set()
-        await asyncio.gather(*(w.task for w in waiters))
+        await soon(asyncio.gather(*(w.task for w in waiters)))
         assert engine.built == [recipe_of(0), recipe_of(1)]
 
     async def test_who_leaves_does_not_stop_the_others(self):
         engine = SlowEngine()
         builds = Builds(engine, LIMITS)
         first, second = Waiter(builds), Waiter(builds)
-        await engine.begun.wait()
+        await soon(engine.begun.wait())
         await first.leave()
         await turns()
         assert engine.cancelled == 0
         engine.go.set()
-        await second.task
+        await soon(second.task)
         assert engine.built == [JQ]
         assert JQ.digest in engine.layers
         assert first.lines == ["building"]  # nothing is told to who left
@@ -100,14 +101,14 @@ class TestEnsure:
         engine = SlowEngine()
         builds = Builds(engine, LIMITS)
         first, second = Waiter(builds), Waiter(builds)
-        await engine.begun.wait()
+        await soon(engine.begun.wait())
         await second.leave()
         await first.leave()
         assert engine.cancelled == 1  # already: it is waited for
         assert not engine.layers
         again = Waiter(builds)
         engine.go.set()
-        await again.task
+        await soon(again.task)
         assert engine.built == [JQ, JQ]
 
     async def test_who_leaves_while_it_waits_for_its_turn_is_not_built_for(self):
@@ -117,14 +118,14 @@ class TestEnsure:
         await turns()
         await waiters.pop().leave()
         engine.go.set()
-        await asyncio.gather(*(w.task for w in waiters))
+        await soon(asyncio.gather(*(w.task for w in waiters)))
         assert engine.built == [recipe_of(n) for n in range(AT_ONCE)]
 
     async def test_who_comes_while_a_stopped_build_cleans_up_gets_another(self):
         engine = SlowToStopEngine()
         builds = Builds(engine, LIMITS)
         first = Waiter(builds)
-        await engine.begun.wait()
+        await soon(engine.begun.wait())
         first.task.cancel()
         await turns()
         assert engine.cancelled == 1
@@ -133,16 +134,16 @@ class TestEnsure:
         await turns()
         engine.clean.set()
         engine.go.set()
-        await second.task
+        await soon(second.task)
         with pytest.raises(asyncio.CancelledError):
-            await first.task
+            await soon(first.task)
         assert engine.built == [JQ, JQ]
 
     async def test_what_fails_at_cleaning_up_is_still_a_cancellation(self):
         engine = BrokenStopEngine()
         builds = Builds(engine, LIMITS)
         waiter = Waiter(builds)
-        await engine.begun.wait()
+        await soon(engine.begun.wait())
         await waiter.leave()
         assert engine.cancelled == 1
 
@@ -153,7 +154,7 @@ class TestEnsure:
         engine = FailingEngine(error)
         builds = Builds(engine, LIMITS)
         waiters = [Waiter(builds), Waiter(builds)]
-        await engine.begun.wait()
+        await soon(engine.begun.wait())
         engine.go.set()
         assert await asyncio.gather(*(w.task for w in waiters), return_exceptions=True) == [
             error,
@@ -169,11 +170,11 @@ class TestEnsure:
         engine = FailingEngine(DataError("no such package"))
         builds = Builds(engine, LIMITS)
         waiter = Waiter(builds)
-        await engine.begun.wait()
+        await soon(engine.begun.wait())
         engine.go.set()
         waiter.task.cancel()
         with pytest.raises((asyncio.CancelledError, DataError)):
-            await waiter.task
+            await soon(waiter.task)
 
     async def test_so_many_at_once_and_so_many_waiting(self):
         engine = SlowEngine()
@@ -187,7 +188,7 @@ class TestEnsure:
         await turns()
         assert sharing.waits
         engine.go.set()
-        await asyncio.gather(sharing.task, *(w.task for w in waiters))
+        await soon(asyncio.gather(sharing.task, *(w.task for w in waiters)))
         assert len(engine.built) == WAITING
         await builds.ensure(JQ, lambda _: None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from argparse import Namespace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,7 @@ from cmdsvc.model import Identity, Terminal, Via
 from cmdsvc.relay import CallerGone
 from cmdsvc.ssh.builtins import BUILTINS
 from cmdsvc.ssh.verbs import PROGRESS_MAX, Call, Parser, Services
-from tests.fakes import FakeCaller, LeavingCaller, SlowCaller, turns
+from tests.fakes import FakeCaller, LeavingCaller, SlowCaller, soon, turns
 
 ANN = Identity("ann", Via.KEY)
 TERMINAL = Terminal("xterm", 40, 24)
@@ -24,7 +25,7 @@ LIMIT = 10
 def call_of(
     caller: FakeCaller | None = None, terminal: Terminal | None = None, **options: Any
 ) -> Call:
-    services = Services(cast("Any", None), cast("Any", None), max_source=LIMIT)
+    services = cast("Services", SimpleNamespace(max_source=LIMIT))
     return Call(ANN, services, caller or FakeCaller(), terminal, Namespace(**options))
 
 
@@ -202,12 +203,11 @@ class TestProgress:
     async def test_to_who_reads_slowly_nothing_is_lost(self):
         caller = SlowCaller()
         call = call_of(caller)
-        async with asyncio.timeout(60):
-            async with call.progress() as tell:
-                tell("one")
-                await caller.asked.wait()
-                tell("two")  # at once, although "one" waits
-                asyncio.get_running_loop().call_soon(caller.room.set)
+        async with call.progress() as tell:
+            tell("one")
+            await soon(caller.asked.wait())
+            tell("two")  # at once, although "one" waits
+            asyncio.get_running_loop().call_soon(caller.room.set)
         assert stderr(call) == "one\ntwo\n"
 
     async def test_for_who_does_not_read_the_last_lines_are_kept(self):
@@ -215,7 +215,7 @@ class TestProgress:
         call = call_of(caller)
         async with call.progress() as tell:
             tell("first")
-            await caller.asked.wait()
+            await soon(caller.asked.wait())
             for number in range(PROGRESS_MAX + 7):
                 tell(f"{number}")
             caller.room.set()
@@ -224,20 +224,28 @@ class TestProgress:
 
     async def test_what_was_told_before_a_failure_is_shown(self):
         call = call_of()
-        with pytest.raises(DataError, match="no such package"):
+
+        async def build() -> None:
             async with call.progress() as tell:
                 tell("ERROR: unable to select packages:")
                 raise DataError("no such package")
+
+        with pytest.raises(DataError, match="no such package"):
+            await build()
         assert stderr(call) == "ERROR: unable to select packages:\n"
 
     async def test_who_leaves_ends_it(self):
         caller = LeavingCaller()
         caller.gone = True
-        with pytest.raises(CallerGone):
+
+        async def build() -> None:
             async with call_of(caller).progress() as tell:
                 tell("one")
                 await turns()
                 tell("two")
+
+        with pytest.raises(CallerGone):
+            await build()
 
     async def test_cancelled_while_the_reader_is_slow(self):
         caller = SlowCaller()
@@ -248,12 +256,12 @@ class TestProgress:
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(build())
-        await caller.asked.wait()
+        await soon(caller.asked.wait())
         task.cancel()
         await turns()
         caller.room.set()
         with pytest.raises(asyncio.CancelledError):
-            await task
+            await soon(task)
         assert caller.got == [(2, b"one\n")]
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -266,7 +274,7 @@ class TestProgress:
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(build())
-        await caller.asked.wait()
+        await soon(caller.asked.wait())
         for _ in range(2):
             task.cancel()
             await turns()

@@ -6,7 +6,7 @@ Why each option: docs/design.md. The order matters: bwrap does one after the oth
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR, Terminal
@@ -17,7 +17,7 @@ MACHINES = ("x86_64", "aarch64")
 
 SHARED_MEMORY, TEMPORARY = "/dev/shm", "/tmp"  # noqa: S108 - inside
 
-SOCKET, OPTIONS, SCRIPT, FILTER, TTY_FILTER, LAUNCH, USERS, RESOLV, WORDS = range(3, 12)
+SOCKET, OPTIONS, SCRIPT, FILTER, TTY_FILTER, LAUNCH, USERS, WORDS, FIRST_FILE = range(3, 12)
 """File descriptors, as bwrap finds them."""
 
 LAUNCH_PATH = SCRIPT_PATH.rpartition(b"/")[0] + b"/launch"
@@ -58,13 +58,20 @@ def words(program: Iterable[bytes], env: Mapping[bytes, bytes]) -> bytes:
 
 
 def run_options(
-    layers: Iterable[str], upper: str, *, script: bool, network: bool, users: bool
+    layers: Iterable[str],
+    upper: str,
+    *,
+    script: bool,
+    network: bool,
+    users: bool,
+    files: Iterable[str],
 ) -> bytes:
     """The options of a run, each ended by NUL.
 
     `layers`: root file systems, the lowest first. `upper`: the folder of the sized file system
     that a stub has prepared. `network`: whether the process is in a network namespace already.
-    `users`: whether there is a user namespace that maps many.
+    `users`: whether there is a user namespace that maps many. `files`: paths of more files, whose
+    content has the descriptors from FIRST_FILE on.
     """
     words = _namespaces(users=users)
     if not network:
@@ -78,19 +85,18 @@ def run_options(
     words += ["--remount-ro", "/dev", "--dir", WORK_DIR.decode()]
     if script:
         words += ["--perms", "0555", "--ro-bind-data", f"{SCRIPT}", SCRIPT_PATH.decode()]
-    if network:
-        words += ["--perms", "0444", "--ro-bind-data", f"{RESOLV}", "/etc/resolv.conf"]
+    words += _files(files)
     return _ended([*words, *_last(WORK_DIR.decode())])
 
 
 def build_options(
-    layer: str, folder: str, upper: str, *, users: bool, files: Mapping[str, str]
+    layer: str, folder: str, upper: str, *, users: bool, files: Iterable[str]
 ) -> bytes:
     """The options of a step of a build, each ended by NUL.
 
     `folder` has the root that becomes the layer; `upper` is the stub's sized file system, for what
-    does not stay. `users`: whether there is a user namespace that maps many. `files`: paths inside
-    to paths of the host. The network is the host's: the operator's mirror may be on its loopback.
+    does not stay. `users` and `files` are as for a run. The network is the host's: the
+    operator's mirror may be on its loopback.
     """
     words = _namespaces(users=users)
     words += ["--cap-drop", "ALL"]
@@ -102,8 +108,7 @@ def build_options(
     words += [SHARED_MEMORY]
     words += ["--remount-ro", "/dev", "--tmpfs", "/run", "--bind", f"{upper}/root/tmp"]
     words += [TEMPORARY]
-    for inside, outside in files.items():
-        words += ["--ro-bind", outside, inside]
+    words += _files(files)
     return _ended([*words, *_last("/")])
 
 
@@ -115,6 +120,11 @@ def _namespaces(*, users: bool) -> list[str]:
         *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"),
         *("--as-pid-1", "--die-with-parent", "--hostname", "cmdsvc"),
     ]
+
+
+def _files(paths: Iterable[str]) -> Iterator[str]:
+    for number, path in enumerate(paths, FIRST_FILE):
+        yield from ("--perms", "0444", "--ro-bind-data", f"{number}", path)
 
 
 def _last(folder: str) -> list[str]:

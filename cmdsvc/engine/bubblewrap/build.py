@@ -32,9 +32,9 @@ CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 CERTIFICATES_INSIDE = "/run/ca-certificates.crt"
 RESOLV_CONF = "/etc/resolv.conf"
 
-Step = Callable[[str, Path, Sequence[str], Mapping[str, str], Mapping[str, str]], Awaitable[Job]]
+Step = Callable[[str, Path, Sequence[str], Mapping[str, str], Mapping[str, bytes]], Awaitable[Job]]
 """Starts a step of a build: the base's root, the layer's folder, the program, its environment, and
-files of the host that it sees (path inside to path outside)."""
+more files that it sees but the layer does not keep (path to content)."""
 
 
 class Builder:
@@ -79,7 +79,8 @@ class Builder:
             for name in ("root", "work"):
                 (folder / name).mkdir(mode=0o755)
                 self._store.own(folder / name)
-            self._store.put(folder / "root", plan.files)
+            # A file to mount on, whatever the base has there.
+            self._store.put(folder / "root", {RESOLV_CONF.lstrip("/"): b""} | dict(plan.files))
             for step in plan.steps:
                 await self._run(recipe, (base, folder), step, plan.env, progress)
             (folder / "base").write_text(base)
@@ -237,17 +238,16 @@ async def _lines(job: Job, line: Callable[[str], None]) -> None:
             line(printable(piece))
 
 
-def _environment(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def _environment(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, bytes]]:
     """A step's environment, and the files of the host that it sees.
 
     The mirror may be one that only this machine's resolver and certificates know.
     """
-    made = dict(env)
-    files = {}
-    if os.access(RESOLV_CONF, os.R_OK):
-        files[RESOLV_CONF] = RESOLV_CONF
-    if os.access(CERTIFICATES, os.R_OK):
-        files[CERTIFICATES_INSIDE] = CERTIFICATES
+    made, files = dict(env), {}
+    with contextlib.suppress(OSError):
+        files[RESOLV_CONF] = Path(RESOLV_CONF).read_bytes()
+    with contextlib.suppress(OSError):
+        files[CERTIFICATES_INSIDE] = Path(CERTIFICATES).read_bytes()
         made["SSL_CERT_FILE"] = CERTIFICATES_INSIDE
     return made, files
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress
 from cmdsvc.engine.bubblewrap import arguments, cgroups
-from cmdsvc.engine.bubblewrap.build import Builder
+from cmdsvc.engine.bubblewrap.build import RESOLV_CONF, Builder
 from cmdsvc.engine.bubblewrap.findings import findings
 from cmdsvc.engine.bubblewrap.job import BubblewrapJob
 from cmdsvc.engine.bubblewrap.network import Namespace, NetworkPool
@@ -105,7 +105,7 @@ class BubblewrapEngine:
         """Tries it all on the side: an engine of another name in a folder of its own."""
         folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="cmdsvc-check-")
         settings = replace(
-            self._settings, data_dir=Path(folder), instance=f"check-{os.getpid()}-{id(folder):x}"
+            self._settings, data_dir=Path(folder), instance=f"check-{Path(folder).name}"
         )
         probe = BubblewrapEngine(settings, uid=self._uid or FIRST_USER)
         try:
@@ -159,12 +159,14 @@ class BubblewrapEngine:
             if namespace is not None:
                 await namespace.aclose()
             raise
+        files = {} if namespace is None else {RESOLV_CONF: namespace.resolv_conf}
         options = arguments.run_options(
             [f"{stubs.place.store}/{path}" for path in layer.paths],
             stubs.place.upper,
             script=invocation.script is not None,
             network=namespace is not None,
             users=self._run_users is not None,
+            files=files,
         )
         sandbox = Sandbox(
             program=invocation.argv,
@@ -176,6 +178,7 @@ class BubblewrapEngine:
             terminal=invocation.terminal,
             namespace=namespace,
             users=self._run_users,
+            files=files,
         )
 
         async def release() -> None:
@@ -196,7 +199,7 @@ class BubblewrapEngine:
         folder: Path,
         program: Sequence[str],
         env: Mapping[str, str],
-        files: Mapping[str, str],
+        files: Mapping[str, bytes],
     ) -> BubblewrapJob:
         """A step of a build (build.Step)."""
         stubs = await self._alive()
@@ -223,6 +226,7 @@ class BubblewrapEngine:
             filter="build",
             limits=limits,
             users=self._build_users,
+            files=files,
             together=True,
         )
         return await self._begin(stubs, stub, sandbox, _nothing)

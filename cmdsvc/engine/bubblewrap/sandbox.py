@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmdsvc.engine.bubblewrap import arguments, cgroups
@@ -32,6 +32,8 @@ class Sandbox:
     terminal: Terminal | None = None
     namespace: Namespace | None = None
     users: int | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """More files, read-only: path to content."""
     together: bool = False
     """Both outputs in one, in the order in which they were written."""
 
@@ -60,8 +62,8 @@ def hand_over(stub: Stub, stubs: Stubs, sandbox: Sandbox) -> tuple[int, dict[int
             files[arguments.SCRIPT] = _memory(theirs, sandbox.script)
         if sandbox.users is not None:
             files[arguments.USERS] = sandbox.users
-        if sandbox.namespace is not None:
-            files[arguments.RESOLV] = _memory(theirs, sandbox.namespace.resolv_conf)
+        for number, content in enumerate(sandbox.files.values(), arguments.FIRST_FILE):
+            files[number] = _memory(theirs, content)
         if groups is not None and changed:
             groups.change(stub.group, limits)
         stub.begin(

@@ -50,7 +50,7 @@ MAX_MESSAGE = 1 << 16
 OOM_SCORE = "500"
 """When the whole machine is out of memory, sandboxes go before the server."""
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc")
-"""Where bwrap's own libraries are, and what builds see of the host."""
+"""Where the libraries of bwrap are, and how they are found."""
 CHILDREN = "/proc/self/task/{}/children"
 
 libc = ctypes.CDLL(None, use_errno=True)
