@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     network_allow: Destinations = ()
 
     timeout: Duration = 600.0
-    memory: Size = 512 << 20
+    memory: Annotated[Size, Field(ge=6 << 20)] = 512 << 20
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     pids: Annotated[int, Field(gt=0, le=1 << 22)] = 256
     disk: Size = 512 << 20

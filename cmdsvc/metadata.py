@@ -27,6 +27,10 @@ MAX_QUOTED = 128
 """Characters of an upload that an error repeats."""
 
 
+def valid_description(text: str) -> bool:
+    return text.isprintable() and len(text) <= MAX_DESCRIPTION
+
+
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """What a script says about itself; None where it says nothing."""
@@ -196,7 +200,7 @@ def _value(key: str, value: object, ceiling: float) -> object:
     if number := _NUMBERS.get(key):
         return number.read(value, ceiling)
     match key, value:
-        case "description", str() if value.isprintable() and len(value) <= MAX_DESCRIPTION:
+        case "description", str() if valid_description(value):
             return value
         case "description", _:
             raise ValueError(f"expected one line of at most {MAX_DESCRIPTION} characters")

@@ -137,14 +137,14 @@ def test_in_the_file(name: str, text: str, value: Any, home: Path):
 def test_the_files_own_types(home: Path):
     (home / "cmdsvc.toml").write_text(
         'operators = ["ann", "bob"]\nnetwork_allow = ["10.0.0.1:53"]\n'
-        "timeout = 90\ndrain = 0.5\nmemory = 1048576\ncpus = 2\npids = 9\n"
+        "timeout = 90\ndrain = 0.5\nmemory = 16777216\ncpus = 2\npids = 9\n"
     )
     assert load().model_dump() == DEFAULTS | {
         "operators": ("ann", "bob"),
         "network_allow": ("10.0.0.1:53",),
         "timeout": 90.0,
         "drain": 0.5,
-        "memory": 1 << 20,
+        "memory": 16 << 20,
         "cpus": 2.0,
         "pids": 9,
     }

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from cmdsvc.access import Action, may
 from cmdsvc.engine import Progress
 from cmdsvc.errors import DataError, ExistsError, NotFoundError, UsageError, printable
+from cmdsvc.metadata import MAX_DESCRIPTION, valid_description
 from cmdsvc.model import READY_MADE, Command, Identity, Limits, Network, check_name
 from cmdsvc.recipe import Recipe, recipe
 from cmdsvc.script import Script, parse
@@ -42,6 +43,10 @@ class Commands:
     ) -> Command:  # fmt: skip
         """A new command of the caller's; ExistsError (73), and whatever the source or the build says."""
         owner = await self.check_new(identity, name)
+        if description is not None and not valid_description(description):
+            raise UsageError(
+                f"a description is one line of at most {MAX_DESCRIPTION} characters", "shorten it"
+            )
         script, layer = await self._prepare(source, progress)
         await self._store.ensure_user(owner)
         return await self._store.create(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import re
 import secrets
 import time
 from collections import Counter, OrderedDict
@@ -43,6 +44,7 @@ log = logging.getLogger("cmdsvc.run")
 SOFTWARE = f"cmdsvc/{__version__}".encode()
 PASSED = ("LANG", "TERM", "COLORTERM")
 """What a caller may always set, beside LC_* and the script's `accept_env`."""
+LOCALE = re.compile(rb"LC_[A-Z0-9_]{1,64}")
 PARSED = 1024
 """Versions whose parsed form is kept in memory."""
 ENV_MAX = 64 << 10
@@ -226,15 +228,12 @@ def environment(run: Run, request: Request, command: Command, script: Script) ->
     allowed = {name.encode() for name in (*PASSED, *script.metadata.accept_env)}
     room = ENV_MAX
     for key, value in request.env.items():
+        if (key not in allowed and not LOCALE.fullmatch(key)) or b"\0" in value:
+            continue
         room -= len(key) + len(value) + 2
         if room < 0:
             break
-        if (
-            (key in allowed or key.startswith(b"LC_"))
-            and b"\0" not in key + value
-            and b"=" not in key
-        ):
-            env[key] = value
+        env[key] = value
     user = request.identity.user.encode()
     return env | {
         b"PATH": SEARCH_PATH,

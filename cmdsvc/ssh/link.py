@@ -9,6 +9,9 @@ from typing import cast
 
 import asyncssh
 from asyncssh.constants import (
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_WINDOW_ADJUST,
     MSG_KEX_LAST,
     MSG_KEXINIT,
     MSG_NEWKEYS,
@@ -26,6 +29,9 @@ DEFERRED_MAX = 16384
 """Packets that may wait for the end of a key exchange, which is the client's to end."""
 ATTEMPTS_MAX = 32
 """Answers to attempts to log in, each key that is offered one; then the connection ends."""
+SMALL = 512
+BURST_MAX = 2000
+"""Small packets of output that are sent in one go; a client may ask for it byte by byte."""
 LOOK = 1 << 20
 """Bytes received between two looks at what the client has made us keep."""
 
@@ -33,25 +39,45 @@ LOOK = 1 << 20
 class Link(asyncssh.SSHServerConnection):
     """asyncssh believes a client that claims room for gigabytes, and keeps what the socket refuses.
 
-    Who writes much waits for `room` first.
+    Who writes waits for `writable` first. Who does not read calls `hold`.
     """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions
     ) -> None:
         super().__init__(loop, options)
-        self.room = asyncio.Event()
-        """Set while the client takes what it is sent, and when it is gone."""
-        self.room.set()
         self.received_much: Callable[[], None] = lambda: None
         """Called after each LOOK bytes."""
         self.logging_in = True
+        self._room = asyncio.Event()
+        self._room.set()
+        self._held: dict[SSHPacketLogger, list[tuple[bytes, ...]]] = {}
         self._socket_transport: asyncio.Transport | None = None
         self._full = False
         self._exchanging = False
         self._deferred = 0
+        self._burst = 0
         self._attempts = 0
         self._unlooked = 0
+
+    async def writable(self) -> None:
+        """Waits until the client takes what it is sent, or is gone."""
+        while not self._room.is_set():
+            await self._room.wait()
+        self._burst = 0
+
+    def hold(self, channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        """The client may send what it was promised on this channel, and no more until `release`.
+
+        Unlike asyncssh's own pause, this neither hides that the channel was closed nor keeps each
+        packet by itself.
+        """
+        self._held.setdefault(channel, [])
+
+    def release(self, channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        for packet in self._held.pop(channel, ()):
+            if not channel.is_closing():
+                self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, *packet, handler=channel)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket_transport = cast(asyncio.Transport, transport)
@@ -59,13 +85,14 @@ class Link(asyncssh.SSHServerConnection):
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None = None) -> None:
-        self.room.set()
+        self._room.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes, datatype: int | None = None) -> None:
         transport = self._socket_transport
         if self.logging_in and transport is not None:
             _acknowledge(transport)
+        self._burst = 0
         super().data_received(data, datatype)
         if transport is None or transport.is_closing():
             return
@@ -93,10 +120,19 @@ class Link(asyncssh.SSHServerConnection):
             # Between the two asyncssh keeps all that is sent (RFC 4253, section 7.1).
             self._exchanging, self._deferred = pkttype == MSG_KEXINIT, 0
             self._tell_room()
+        elif pkttype == MSG_CHANNEL_WINDOW_ADJUST and handler in self._held:
+            self._held[handler].append(args)
+            return
         elif self._exchanging and pkttype > MSG_KEX_LAST:
             self._deferred += 1
             if self._deferred > DEFERRED_MAX:
                 self.abort()
+                return
+        if pkttype in {MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA}:
+            self._burst += sum(map(len, args)) < SMALL
+            if self._burst > BURST_MAX:
+                self.abort()
+                raise asyncssh.ProtocolError("too many small packets")
         super().send_packet(pkttype, *args, handler=handler)
         if self.logging_in and (
             pkttype == MSG_USERAUTH_FAILURE or MSG_USERAUTH_FIRST <= pkttype <= MSG_USERAUTH_LAST
@@ -109,9 +145,9 @@ class Link(asyncssh.SSHServerConnection):
 
     def _tell_room(self) -> None:
         if self._full or self._exchanging:
-            self.room.clear()
+            self._room.clear()
         else:
-            self.room.set()
+            self._room.set()
 
 
 def _acknowledge(transport: asyncio.Transport) -> None:

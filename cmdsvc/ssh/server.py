@@ -258,9 +258,7 @@ class Connection(asyncssh.SSHServer):
         conn, identity = self._conn, self._identity
         if conn is None or identity is None or len(self._sessions) >= SESSIONS_PER_CONNECTION:
             return False
-        session = Session(
-            self._server.services, identity, self._address, conn.room, self._session_over
-        )
+        session = Session(self._server.services, identity, self._address, conn, self._session_over)
         self._sessions.add(session)
         self._server.session_begins(session)
         return session

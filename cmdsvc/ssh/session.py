@@ -15,15 +15,14 @@ from cmdsvc.model import Door, Identity, Outcome, Terminal
 from cmdsvc.relay import CallerGone, Event, Resize, Signal
 from cmdsvc.service.runs import Request
 from cmdsvc.ssh.builtins import dispatch
+from cmdsvc.ssh.link import Link
 from cmdsvc.ssh.verbs import Services
 
 log = logging.getLogger("cmdsvc.ssh")
 
 STDIN_HIGH = 256 << 10
-"""Bytes of unread stdin above which the client is asked to wait."""
+"""Bytes of unread stdin above which the client gets no more window: it may send what it had."""
 EVENTS_MAX = 64
-CLOSED_CHECK = 0.25
-"""Seconds between looks for a client that left while its stdin was held back."""
 ENTRY = 128
 """Bytes that an entry of the environment costs beside what is in it."""
 TERM = re.compile(r"[A-Za-z0-9._+-]{1,64}")
@@ -44,29 +43,27 @@ ESCAPED = re.compile(r"""\\(["\\])""")
 
 
 class Session(asyncssh.SSHServerSession[bytes]):
-    """`room` is set while the connection takes what is written; `over` is called at the very end."""
+    """`over` is called at the very end, when the client is gone and all is cleaned up."""
 
     def __init__(
         self,
         services: Services,
         identity: Identity,
         address: str,
-        room: asyncio.Event,
+        link: Link,
         over: Callable[[Session], None],
     ) -> None:
         self._services = services
         self._identity = identity
         self._address = address
-        self._connection_room = room
+        self._link = link
         self._over = over
         self._chan: asyncssh.SSHServerChannel[bytes] | None = None
         self._command: str | None = None
         self._terminal: Terminal | None = None
         self._task: asyncio.Task[None] | None = None
 
-        self._stdin: deque[bytes] = deque()
-        self._unread = 0
-        self._held = False
+        self._unread = bytearray()
         self._eof = False
         self._gone = False
         self._lost = False
@@ -81,6 +78,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._chan = chan
+        # asyncssh keeps what comes before the command in a list that it then takes apart from the
+        # front: a million small packets would stop the server for minutes.
+        chan.resume_reading()
 
     def pty_requested(self, term_type: str, term_size: tuple[int, ...], term_modes: object) -> bool:
         del term_modes
@@ -101,13 +101,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         del datatype
-        self._stdin.append(data)
-        self._unread += len(data)
+        self._unread += data
         self._stdin_wake.set()
-        if self._unread > STDIN_HIGH and not self._held and self._chan is not None:
-            self._held = True
-            self._chan.pause_reading()
-            self._watch_held()
+        if len(self._unread) > STDIN_HIGH and self._chan is not None:
+            self._link.hold(self._chan)
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -133,6 +130,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         del exc
         self._lost = True
         self._left()
+        if self._chan is not None:
+            self._link.release(self._chan)
         self._end()
 
     def _end(self) -> None:
@@ -155,24 +154,15 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if self._task is not None:
             self._task.cancel()
 
-    def _watch_held(self) -> None:
-        """While reading is paused with data waiting, asyncssh does not say that a channel closed."""
-        if self._held and not self._gone and self._chan is not None:
-            if self._chan.is_closing():
-                self._chan.abort()  # what was not read is dropped, then it is said
-            else:
-                asyncio.get_running_loop().call_later(CLOSED_CHECK, self._watch_held)
-
     # relay.Caller
 
     async def stdin(self) -> AsyncIterator[bytes]:
         while True:
-            while self._stdin:
-                data = self._stdin.popleft()
-                self._unread -= len(data)
-                if self._held and self._unread < STDIN_HIGH // 2 and self._chan is not None:
-                    self._held = False
-                    self._chan.resume_reading()
+            while self._unread:
+                data = bytes(self._unread[:STDIN_HIGH])
+                del self._unread[:STDIN_HIGH]
+                if len(self._unread) <= STDIN_HIGH and self._chan is not None:
+                    self._link.release(self._chan)
                 yield data
             if self._gone:
                 raise CallerGone
@@ -191,11 +181,13 @@ class Session(asyncssh.SSHServerSession[bytes]):
             await self._event_wake.wait()
 
     async def write(self, fd: int, data: bytes) -> None:
-        while not self._connection_room.is_set():
-            await self._connection_room.wait()
+        await self._link.writable()
         if self._gone or self._chan is None or self._chan.is_closing():
             raise CallerGone
-        self._chan.write(data, None if fd == 1 else asyncssh.EXTENDED_DATA_STDERR)
+        try:
+            self._chan.write(data, None if fd == 1 else asyncssh.EXTENDED_DATA_STDERR)
+        except asyncssh.DisconnectError:
+            raise CallerGone from None
         if not self._room.is_set():
             await self._room.wait()
             if self._gone:

@@ -109,9 +109,9 @@ def traces(settings: EngineSettings, docker_host: str = "") -> Counter[str]:
             found[f"cgroup {folder}"] += 1
     for container in containers(docker_host, settings.instance):
         found[f"container {container}"] += 1
-    for line in (PROC / "self/mountinfo").read_text().splitlines():
-        if any(word in line for word in words):
-            found[f"mount {line}"] += 1
+    for mount in (PROC / "self/mountinfo").read_text().splitlines():
+        if any(word in mount for word in words):
+            found[f"mount {mount}"] += 1
     return found
 
 

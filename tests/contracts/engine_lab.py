@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from cmdsvc.engine import Engine, EngineSettings, Invocation, Sources
 from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR, Limits, Network, Outcome, Terminal
@@ -100,6 +100,20 @@ class Transcript:
         self._seen[fd] += data
 
 
+class Given(TypedDict, total=False):
+    """What a run can be given besides its script and arguments; limits as in `Limits`."""
+
+    argv: tuple[bytes, ...]
+    env: Mapping[bytes, bytes]
+    recipe: Recipe
+    network: Network
+    terminal: Terminal
+    memory: int
+    cpus: float
+    pids: int
+    disk: int
+
+
 @dataclass(frozen=True)
 class Lab:
     """One opened engine, with a layer to run on."""
@@ -136,55 +150,36 @@ class Lab:
         return dataclasses.replace(self.recipe, packages=tuple(sorted(packages)), tag=tag)
 
     def invocation(
-        self,
-        script: bytes | str | None,
-        *arguments: bytes | str,
-        argv: tuple[bytes, ...] | None = None,
-        env: Mapping[bytes, bytes] = ENV,
-        recipe: Recipe | None = None,
-        network: Network = Network.NONE,
-        terminal: Terminal | None = None,
-        **limits: float,
+        self, script: bytes | str | None, *arguments: bytes | str, **given: Unpack[Given]
     ) -> Invocation:
         """A run of `script` (one in words is for /bin/sh), or without one of the program `argv`."""
         if isinstance(script, str):
             script = f"#!/bin/sh\n{script}\n".encode()
-        given = tuple(a.encode() if isinstance(a, str) else a for a in arguments)
+        words = tuple(a.encode() if isinstance(a, str) else a for a in arguments)
+        limits = self.limits
         return Invocation(
             run_id=secrets.token_hex(8),
-            recipe=recipe or self.recipe,
-            argv=argv if argv is not None else (SCRIPT_PATH, *given),
+            recipe=given.get("recipe", self.recipe),
+            argv=given.get("argv", (SCRIPT_PATH, *words)),
             script=script,
-            env=env,
-            limits=dataclasses.replace(self.limits, **limits),  # type: ignore[arg-type]
-            network=network,
-            terminal=terminal,
+            env=given.get("env", ENV),
+            limits=dataclasses.replace(
+                limits,
+                memory=given.get("memory", limits.memory),
+                cpus=given.get("cpus", limits.cpus),
+                pids=given.get("pids", limits.pids),
+                disk=given.get("disk", limits.disk),
+            ),
+            network=given.get("network", Network.NONE),
+            terminal=given.get("terminal"),
         )
 
     @contextlib.asynccontextmanager
     async def job(
-        self,
-        script: bytes | str | None,
-        *arguments: bytes | str,
-        argv: tuple[bytes, ...] | None = None,
-        env: Mapping[bytes, bytes] = ENV,
-        recipe: Recipe | None = None,
-        network: Network = Network.NONE,
-        terminal: Terminal | None = None,
-        **limits: float,
+        self, script: bytes | str | None, *arguments: bytes | str, **given: Unpack[Given]
     ) -> AsyncIterator[Job]:
-        invocation = self.invocation(
-            script,
-            *arguments,
-            argv=argv,
-            env=env,
-            recipe=recipe,
-            network=network,
-            terminal=terminal,
-            **limits,
-        )
         async with asyncio.timeout(PATIENCE):
-            job = await self.engine.start(invocation)
+            job = await self.engine.start(self.invocation(script, *arguments, **given))
         try:
             yield job
         finally:
@@ -196,16 +191,10 @@ class Lab:
         script: bytes | str | None,
         *arguments: bytes | str,
         stdin: bytes = b"",
-        argv: tuple[bytes, ...] | None = None,
-        env: Mapping[bytes, bytes] = ENV,
-        recipe: Recipe | None = None,
-        network: Network = Network.NONE,
-        **limits: float,
+        **given: Unpack[Given],
     ) -> Result:
         """Runs to the end, with `stdin` and then its end."""
-        async with self.job(
-            script, *arguments, argv=argv, env=env, recipe=recipe, network=network, **limits
-        ) as job:
+        async with self.job(script, *arguments, **given) as job:
             feeding = asyncio.create_task(feed(job, stdin))
             try:
                 return await Transcript(job).end()

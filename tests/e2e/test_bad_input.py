@@ -77,6 +77,12 @@ def test_a_name_that_is_none_is_64(service: Service, bad: str):
         service.ssh(bad).failed(64)
 
 
+@pytest.mark.parametrize("text", ["x" * 201, "a\nb", "a\x1b[2Jb"])
+def test_a_description_is_one_short_line(service: Service, name: str, text: str):
+    service.ssh(":create", "-d", text, name, stdin=HELLO).failed(64, "description")
+    service.ssh(name).failed(127)
+
+
 def test_nobody_creates_in_anothers_name(service: Service, name: str):
     service.ssh(":create", f"bob/{name}", stdin=HELLO).failed(64)
     service.ssh(":create", f"cmd/{name}", stdin=HELLO).failed(64)

@@ -109,6 +109,7 @@ def test_a_restart_keeps_everything_but_the_runs(own_service: Service, name: str
     assert own_service.stop() == 0
     own_service.start()
     assert own_service.ssh(name).ok().out == b"hello\n"
+    assert own_service.stop() == 0
     assert rows(own_service, "select count(*) from runs where ended_at is null") == [(0,)]
 
 

@@ -474,5 +474,5 @@ async def test_what_is_allowed_is_reached_and_nothing_beside_it(outside: int) ->
     "text", ["", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "x", "10.0.0.1:8o"]
 )
 def test_a_destination_that_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):
         Destination.parse(text)

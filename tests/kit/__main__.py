@@ -11,7 +11,6 @@ import urllib.request
 
 from tests.kit import KitError, Server, build, debian
 
-
 INTERNET = "https://dl-cdn.alpinelinux.org/alpine/latest-stable/"
 
 
