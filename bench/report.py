@@ -18,6 +18,9 @@ MB = 1_000_000
 OURS = {"bubblewrap": "cmdsvc, bubblewrap", "docker": "cmdsvc, docker"}
 SSHD, SSHD_BWRAP, SSHD_DOCKER = "sshd", "sshd + bwrap", "sshd + docker run"
 SSHD_OUR_KEX = "sshd, our key exchange"
+DEFAULT_CIPHER = "default cipher"
+THROUGHPUT = (("head", SSHD), ("head", SSHD_BWRAP), ("dd", SSHD), ("dd", SSHD_BWRAP))
+"""By what program, and against whom. With SSHD_BWRAP it is the very same program."""
 CONNECTIONS = ("fresh", "kept")
 RATIOS = (
     (OURS["bubblewrap"], SSHD),
@@ -53,7 +56,7 @@ class Results:
     bulk_size: int
     runs: list[Contestant] = field(default_factory=list)
     bulk: list[Contestant] = field(default_factory=list)
-    """Of these `connection` is the cipher."""
+    """Of these `connection` is the program that prints, and the cipher."""
     growth: int = 0
     """Bytes, at most, of our server while it sent `bulk_size` bytes."""
     idle: dict[str, dict[str, Held]] = field(default_factory=dict)
@@ -76,7 +79,6 @@ class Results:
 
     def targets(self) -> list[Target]:
         bubblewrap, docker = OURS["bubblewrap"], OURS["docker"]
-        slower = self.ratio(bubblewrap, SSHD, "default cipher")
         found = [
             Target(
                 "bubblewrap, fresh connection / sshd without a sandbox",
@@ -93,19 +95,23 @@ class Results:
                 self.ratio(docker, SSHD_DOCKER, "fresh"),
                 1.0,
             ),
-            Target(
-                f"{self.bulk_size >> 20} MiB out, throughput / sshd's",
-                1 / slower if slower else None,
-                0.5,
-                least=True,
-            ),
-            Target("memory's growth meanwhile", self.growth / MB if slower else None, 64, "MB"),
+            *(self._throughput(peer, producer) for producer, peer in THROUGHPUT),
+            Target("memory's growth meanwhile", self.growth / MB if self.bulk else None, 64, "MB"),
         ]
         for engine, moments in self.idle.items():
             most = max((one.pss for one in moments.values()), default=None)
             figure = None if most is None else most / MB
             found.append(Target(f"an idle server, {engine} (PSS, helpers too)", figure, 120, "MB"))
         return found
+
+    def _throughput(self, peer: str, producer: str) -> Target:
+        slower = self.ratio(OURS["bubblewrap"], peer, f"{producer}, {DEFAULT_CIPHER}")
+        return Target(
+            f"{self.bulk_size >> 20} MiB out by {producer}, throughput / {peer}",
+            1 / slower if slower else None,
+            0.5,
+            least=True,
+        )
 
     def json(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -20,7 +21,7 @@ from types import FrameType
 from typing import NoReturn
 
 from bench import memory, ours, peers, report
-from bench.measure import BenchError, Client, Contestant
+from bench.measure import BenchError, Client, Contestant, run
 from bench.report import OURS, SSHD, SSHD_BWRAP, SSHD_DOCKER, SSHD_OUR_KEX, Results
 from tests.dockerd import NoDockerError
 from tests.kit import Kit, KitError, build
@@ -31,10 +32,9 @@ AFTER_DOCKER = 0.4
 """Seconds in which a Docker engine clears away a container whose client has gone."""
 BULK_SIZE = 256 << 20
 BULK_ROUNDS = 5
-BULK = "bulk"
 OUR_KEX = "curve25519-sha256"
 """What our server and the client agree on; sshd's own choice is a larger one."""
-CIPHERS = {"default cipher": (), "aes128-gcm": ("-caes128-gcm@openssh.com",)}
+GCM = "aes128-gcm@openssh.com"
 RESULTS = Path(__file__).parent / "results" / "run.json"
 
 
@@ -57,13 +57,15 @@ class Bench:
         except NoDockerError as error:
             self.results.missing["docker"] = str(error)
         self._stack.enter_context(peers.user(folder / "home", groups))
-        commands = {
-            SSHD: peers.on_the_host(place),
-            BULK: peers.bulk(place, BULK_SIZE),
-            SSHD_BWRAP: peers.in_bwrap(place, kit.base),
-        }
+        peers.unpack(place, kit.base)
+        hello = peers.executable(place / "hello", peers.SCRIPT)
+        commands = {SSHD: str(hello), SSHD_BWRAP: peers.in_bwrap(place, hello)}
+        for producer, text in peers.producers(BULK_SIZE).items():
+            script = peers.executable(place / producer, text)
+            commands[f"{SSHD}: {producer}"] = str(script)
+            commands[f"{SSHD_BWRAP}: {producer}"] = peers.in_bwrap(place, script)
         if host:
-            docker_run = peers.in_docker(place, kit.base, host)
+            docker_run = peers.in_docker(place, kit.base, host, hello)
             commands[SSHD_DOCKER] = self._stack.enter_context(docker_run)
         self.sshd = self._stack.enter_context(peers.sshd(place, commands)).clients
         for engine in ("bubblewrap", "docker") if host else ("bubblewrap",):
@@ -74,13 +76,14 @@ class Bench:
         self._look_at_idle("after its start")
         for server in self.servers.values():
             server.create("hello", peers.SCRIPT)
-            server.create(BULK, peers.much(BULK_SIZE))
+            for producer, text in peers.producers(BULK_SIZE).items():
+                server.create(producer, text)
 
     def run(self) -> None:
         """Everybody's runs, a round after the other, each in an order of its own."""
         for name, client in [
             *((OURS[engine], server.client) for engine, server in self.servers.items()),
-            *((name, client) for name, client in self.sshd.items() if name != BULK),
+            *((name, client) for name, client in self.sshd.items() if ":" not in name),
         ]:
             self._enter(name, client)
         self._enter(SSHD_OUR_KEX, self.sshd[SSHD], [f"-oKexAlgorithms={OUR_KEX}"])
@@ -94,14 +97,19 @@ class Bench:
         self._look_at_idle("after the runs")
 
     def send_much(self) -> None:
-        server, sshd = self.servers["bubblewrap"], self.sshd[BULK]
-        for cipher, options in CIPHERS.items():
-            for name, client in ((OURS["bubblewrap"], server.client), (SSHD, sshd)):
-                line = client.line(BULK, options=options)
-                self.results.bulk.append(Contestant(name, cipher, line, None))
+        server = self.servers["bubblewrap"]
+        for producer in peers.producers(BULK_SIZE):
+            self._send(OURS["bubblewrap"], server.client, producer)
+            self._send(SSHD, self.sshd[f"{SSHD}: {producer}"], producer)
+            if SSHD_BWRAP not in self.results.missing:
+                self._send(SSHD_BWRAP, self.sshd[f"{SSHD_BWRAP}: {producer}"], producer)
+        self._send(OURS["bubblewrap"], server.client, "dd", GCM)
+        self._send(SSHD, self.sshd[f"{SSHD}: dd"], "dd", GCM)
         with memory.growth(server.pid) as growth:
             for contestant in self.results.bulk:
-                contestant.warm_up(1)
+                counted = run(["sh", "-c", f"{shlex.join(contestant.line)} | wc -c"])
+                if int(counted) != BULK_SIZE:
+                    raise BenchError(f"{contestant.name} sent {int(counted)} bytes")
             for number in range(BULK_ROUNDS):
                 _tell(f"{BULK_SIZE >> 20} MiB, round {number + 1} of {BULK_ROUNDS}")
                 for contestant in self.results.bulk:
@@ -110,6 +118,11 @@ class Bench:
         self._look_at_idle(f"after {BULK_SIZE >> 20} MiB out, several times")
         for name, client in ((OURS["bubblewrap"], server.client), (SSHD, self.sshd[SSHD])):
             self.results.negotiated[name] = client.negotiated("hello")
+
+    def _send(self, name: str, client: Client, producer: str, cipher: str = "") -> None:
+        line = client.line(producer, options=[f"-c{cipher}"] if cipher else [])
+        label = f"{producer}, {cipher or report.DEFAULT_CIPHER}"
+        self.results.bulk.append(Contestant(name, label, line, None))
 
     def _enter(self, name: str, client: Client, options: Sequence[str] = ()) -> None:
         """Lets a server take part with both kinds of connection; a peer that cannot is left out."""
