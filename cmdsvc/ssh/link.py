@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import cast
 
 import asyncssh
@@ -19,7 +19,7 @@ from asyncssh.constants import (
     MSG_USERAUTH_FIRST,
     MSG_USERAUTH_LAST,
 )
-from asyncssh.packet import SSHPacketLogger
+from asyncssh.packet import PacketDecodeError, SSHPacket, SSHPacketLogger
 
 UNSENT_HIGH = 512 << 10
 """Bytes that the client has not taken, above which nobody writes to it."""
@@ -43,9 +43,13 @@ class Link(asyncssh.SSHServerConnection):
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: asyncssh.SSHServerConnectionOptions,
+        signatures: Collection[str],
     ) -> None:
         super().__init__(loop, options)
+        self._signatures = frozenset(name.encode() for name in signatures)
         self.received_much: Callable[[], None] = lambda: None
         """Called after each LOOK bytes."""
         self.logging_in = True
@@ -78,6 +82,14 @@ class Link(asyncssh.SSHServerConnection):
         for packet in self._held.pop(channel, ()):
             if not channel.is_closing():
                 self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, *packet, handler=channel)
+
+    async def validate_public_key(
+        self, username: str, key_data: bytes, msg: bytes, signature: bytes
+    ) -> bool:
+        # asyncssh tells the client which algorithms are taken, and takes what the key can do: SHA-1.
+        if msg and _algorithm(signature) not in self._signatures:
+            return False
+        return await super().validate_public_key(username, key_data, msg, signature)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket_transport = cast(asyncio.Transport, transport)
@@ -148,6 +160,14 @@ class Link(asyncssh.SSHServerConnection):
             self._room.clear()
         else:
             self._room.set()
+
+
+def _algorithm(signature: bytes) -> bytes:
+    """What made a signature (RFC 4253, section 6.6)."""
+    try:
+        return SSHPacket(signature).get_string()
+    except PacketDecodeError:
+        return b""
 
 
 def _acknowledge(transport: asyncio.Transport) -> None:

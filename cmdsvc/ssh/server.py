@@ -116,7 +116,7 @@ class SshServer:
         loop = asyncio.get_running_loop()
         try:
             self._listener = await loop.create_server(
-                lambda: Link(loop, options),
+                lambda: Link(loop, options, SIGNATURES),
                 settings.host,
                 settings.port,
                 reuse_address=True,

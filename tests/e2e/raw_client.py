@@ -5,21 +5,112 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
+import shlex
 import socket
+import sqlite3
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import asyncssh
+import pytest
 from asyncssh.constants import MSG_CHANNEL_REQUEST
 from asyncssh.packet import Boolean, String
 
 from tests.e2e.service_lab import PATIENCE, Service
+from tests.kit import Kit, Server
 
 NO_LIMIT = 2**32 - 1
 """A window that lets the server send 4 GB without asking again."""
+
+SH = '#!cmd alpine\n#!/bin/sh\neval "$1"\n'
+MARKS = map(str, itertools.count(10_000_000 + os.getpid() % 100_000 * 1000))
+"""Numbers of seconds that nothing else sleeps for."""
+
+
+def serving(
+    request: pytest.FixtureRequest, kit: Kit, mirror: Server, home: Path, **settings: str
+) -> Iterator[Service]:
+    """A running server on the embedded engine, with a command `sh`; in the end it left no trace."""
+    engines = request.config.getoption("--engine")
+    if engines and "bubblewrap" not in engines:
+        pytest.skip("of the door, whatever the engine: tried on bubblewrap")
+    home.chmod(0o700)
+    service = Service(
+        home,
+        {
+            "CMDSVC_ENGINE": "bubblewrap",
+            "CMDSVC_BASE_ALPINE": str(kit.base),
+            "CMDSVC_APK_KEYS": str(kit.keys),
+            "CMDSVC_ALPINE_MIRROR": f"{mirror.url}/main {mirror.url}/community",
+            "CMDSVC_DISK": "64M",
+            **settings,
+        },
+    )
+    service.add_user("alice")
+    service.add_user("bob")
+    service.start()
+    try:
+        service.create("sh", SH).ok()
+        yield service
+    finally:
+        if service.process is not None:
+            assert service.stop() == 0, service.log
+    assert "Traceback" not in service.log, service.log
+    assert rows(service, "select * from runs where ended_at is null") == []
+
+
+def rows(service: Service, query: str) -> list[tuple[Any, ...]]:
+    database = sqlite3.connect(f"file:{service.home}/var/cmdsvc.db?mode=ro", uri=True)
+    try:
+        return database.execute(query).fetchall()
+    finally:
+        database.close()
+
+
+def descriptors(service: Service) -> int:
+    assert service.process is not None
+    return sum(1 for _ in Path(f"/proc/{service.process.pid}/fd").iterdir())
+
+
+def threads(service: Service) -> int:
+    assert service.process is not None
+    return sum(1 for _ in Path(f"/proc/{service.process.pid}/task").iterdir())
+
+
+def memory(service: Service, what: str) -> float:
+    """The server's own, in MB: VmRSS is now, VmHWM the peak."""
+    assert service.process is not None
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith(f"{what}:")]
+    return int(line.split()[1]) / 1024
+
+
+@contextlib.contextmanager
+def peak_below(service: Service, growth: float) -> Iterator[None]:
+    """At no time in this block does the server take `growth` MB more than at its beginning."""
+    assert service.process is not None
+    before = memory(service, "VmRSS")
+    Path(f"/proc/{service.process.pid}/clear_refs").write_text("5")  # the peak is now: proc(5)
+    yield
+    grown = memory(service, "VmHWM") - before
+    print(f"peak memory grew by {grown:.1f} MB")
+    assert grown < growth
+
+
+async def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """For what the machine does not tell of by itself."""
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - of other processes
+            await asyncio.sleep(0.01)
+
+
+def quoted(script: str) -> str:
+    """The exec string that has `sh` run this."""
+    return f"sh {shlex.quote(script)}"
 
 
 class Talk(asyncssh.SSHClientSession[bytes]):
@@ -30,17 +121,16 @@ class Talk(asyncssh.SSHClientSession[bytes]):
         self.err = bytearray()
         self.received = 0
         self.digest = hashlib.sha256()
-        self.keep = 1 << 20
         self.chan: Any = None
-        self._news = asyncio.Event()
         self.closed = asyncio.Event()
+        self._news = asyncio.Event()
 
     def connection_made(self, chan: Any) -> None:
         self.chan = chan
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         kept = self.out if datatype is None else self.err
-        if len(kept) < self.keep:
+        if len(kept) < 1 << 20:
             kept += data
         self.received += len(data)
         self.digest.update(data)
@@ -54,7 +144,7 @@ class Talk(asyncssh.SSHClientSession[bytes]):
         """Waits until the script has written `text` to stdout."""
         async with asyncio.timeout(PATIENCE):
             while text not in self.out:
-                assert not self.closed.is_set(), (self.out[:200], self.err)
+                assert not self.closed.is_set(), (bytes(self.out[:200]), bytes(self.err))
                 self._news.clear()
                 await self._news.wait()
 
@@ -71,24 +161,12 @@ class Talk(asyncssh.SSHClientSession[bytes]):
 
     async def failed(self, status: int, *words: str) -> None:
         """It ended so, and said why in one line of the service's that has all these words."""
-        assert await self.end() == status, self.err
+        assert await self.end() == status, bytes(self.err)
         line = self.err.decode()
         assert line.startswith("cmdsvc: "), line
         assert line.count("\n") == 1, line
         for word in words:
             assert word in line
-
-
-class Peer(asyncssh.SSHClient):
-    """Notes why its connection ended."""
-
-    def __init__(self) -> None:
-        self.lost = asyncio.Event()
-        self.why: Exception | None = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.why = exc
-        self.lost.set()
 
 
 def options(service: Service, user: str = "alice", **more: Any) -> dict[str, Any]:
@@ -100,7 +178,6 @@ def options(service: Service, user: str = "alice", **more: Any) -> dict[str, Any
         "known_hosts": None,
         "config": None,
         "agent_path": None,
-        "keepalive_interval": 0,
         **more,
     }
 
@@ -125,27 +202,37 @@ async def talk(conn: asyncssh.SSHClientConnection, command: str | None = None, *
 
 
 async def say(conn: asyncssh.SSHClientConnection, command: str, **more: Any) -> Talk:
-    """The same, ended on our side and waited for."""
+    """The same, with an empty stdin, to the end."""
     session = await talk(conn, command, **more)
     session.chan.write_eof()
     await session.end()
     return session
 
 
-class Wire:
-    """A TCP relay to the service that can stop passing on what the service sends."""
+async def whoami(conn: asyncssh.SSHClientConnection) -> str:
+    """Whom the service takes this connection for: it has taken all that was sent before, too."""
+    session = await say(conn, ":whoami")
+    return session.out.decode().split("\t")[0]
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+
+def deaf(conn: Any) -> None:
+    """From now on the client takes what comes, and heeds none of it."""
+    conn.data_received = lambda data, datatype=None: None
+
+
+class Wire:
+    """A TCP relay to the service that can stop taking what the service sends."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self._open = asyncio.Event()
         self._open.set()
-        self._up = asyncio.Event()
-        self._up.set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.port = 0
 
-    async def __aenter__(self) -> Wire:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -155,7 +242,6 @@ class Wire:
         self._server.close()
         self.cut()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
 
     def block(self) -> None:
         """Nothing of the service's is taken any more."""
@@ -164,46 +250,32 @@ class Wire:
     def unblock(self) -> None:
         self._open.set()
 
-    def hold(self) -> None:
-        """Nothing is sent to the service any more; it goes out in one piece with `release`."""
-        self._up.clear()
-
-    def release(self) -> None:
-        self._up.set()
-
     def cut(self) -> None:
         """Resets every connection."""
         for task in self._tasks:
             task.cancel()
         for writer in self._writers:
             sock = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):  # closed already
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, here = await asyncio.open_connection("127.0.0.1", self._port)
+        there, here = await asyncio.open_connection("127.0.0.1", self._service.port)
         self._writers |= {writer, here}
-        for source, target, gate in ((reader, here, self._up), (there, writer, self._open)):
+        always = asyncio.Event()
+        always.set()
+        for source, target, gate in ((reader, here, always), (there, writer, self._open)):
             self._tasks.add(asyncio.create_task(self._pass(source, target, gate)))
 
     async def _pass(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, gate: asyncio.Event
     ) -> None:
         with contextlib.suppress(OSError):
-            while True:
+            while data := await source.read(1 << 18):
                 await gate.wait()
-                data = await source.read(1 << 18)
-                held = bytearray(data)
-                while not gate.is_set():  # what came meanwhile waits, and goes along
-                    await gate.wait()
-                    if data:
-                        with contextlib.suppress(TimeoutError):
-                            async with asyncio.timeout(0.05):
-                                held += await source.read(1 << 18)
-                target.write(held)
+                target.write(data)
                 await target.drain()
-                if not data:
-                    break
         target.close()
 
 
@@ -219,13 +291,16 @@ def sleeper(mark: str) -> int | None:
     return None
 
 
-class Sandboxed:
-    """A process in a sandbox, of which the test wants to see the end."""
+class Sleeper:
+    """The process in a sandbox that runs `sleep MARK`, of which the test wants to see the end."""
 
     def __init__(self, mark: str) -> None:
-        pid = sleeper(mark)
-        assert pid is not None, f"nothing runs sleep {mark}"
-        self._fd = os.pidfd_open(pid)
+        self._mark = mark
+        self._fd = -1
+
+    async def there(self) -> None:
+        await until(lambda: sleeper(self._mark) is not None)
+        self._fd = os.pidfd_open(sleeper(self._mark) or 0)
 
     async def gone(self, seconds: float = 1.0) -> None:
         """It ends within `seconds`."""
@@ -238,14 +313,3 @@ class Sandboxed:
         finally:
             loop.remove_reader(self._fd)
             os.close(self._fd)
-
-
-def marks() -> Iterator[str]:
-    """Numbers of seconds that nothing else sleeps for."""
-    number = 10_000_000 + (os.getpid() % 100_000) * 1000
-    while True:
-        number += 1
-        yield str(number)
-
-
-MARKS = marks()

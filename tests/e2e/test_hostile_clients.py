@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
@@ -104,13 +105,14 @@ async def test_a_client_that_leaves_while_its_stdin_is_held_back(
 
 
 async def test_a_held_session_that_closed_no_longer_counts(door: Service):
+    mark = next(MARKS)
     async with connected(door) as conn:
         for _ in range(3):
-            session = await talk(conn, quoted("exec sleep 1000"))
+            session = await talk(conn, quoted(f"exec sleep {mark}"))
             session.chan.write(bytes(4 << 20))
             await whoami(conn)
             session.chan.abort()
-        await until(lambda: sleeper("1000") is None)
+        await until(lambda: sleeper(mark) is None)
         await whoami(conn)
         sessions = [await talk(conn, ":create x") for _ in range(SESSIONS)]
         with pytest.raises(asyncssh.ChannelOpenError):
@@ -133,17 +135,26 @@ async def test_stdin_that_was_held_back_is_whole(door: Service):
         assert session.out.split()[1].decode() == hashlib.sha256(data).hexdigest()
 
 
-async def test_small_packets_before_and_after_the_command_are_kept_together(door: Service):
-    """Kept one by one, half a million would cost minutes to take apart, and 50 MB."""
-    async with connected(door) as conn:
-        session = await talk(conn, quoted("sleep 1; exec wc -c"))
-        for n in range(300_000):
-            session.chan.write(b"xy")
-            if n % 5000 == 0:
-                await asyncio.sleep(0)
-        session.chan.write_eof()
+class Early(Talk):
+    """Sends its stdin, in small packets, before it asks for a command."""
+
+    def connection_made(self, chan: Any) -> None:
+        super().connection_made(chan)
+        for _ in range(150_000):
+            chan.write(b"xy")
+        chan.write_eof()
+
+
+@pytest.mark.slow
+async def test_stdin_in_small_packets_before_the_command(door: Service):
+    """Kept one by one, they would be taken apart in the square of their number."""
+    async with connected(door) as conn, connected(door, "bob") as other:
+        _, session = await conn.create_session(Early, quoted("exec wc -c"), encoding=None)
+        begun = time.monotonic()
+        assert await whoami(other) == "bob"
         assert await session.end() == 0
-        assert session.out.strip() == b"600000"
+        assert session.out.strip() == b"300000"
+        assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["channel", "tcp"])
@@ -333,15 +344,16 @@ async def test_an_argument_of_any_size_that_fits_into_a_packet(
             await session.failed(126, "Argument list too long")
 
 
-def test_a_command_of_a_megabyte_is_refused_in_one_line(door: Service):
+def test_a_command_of_a_megabyte_is_refused(door: Service):
     done = subprocess.run(
         [*door.command_line(), "sh", "true", *["a" * 100_000] * 10],
         capture_output=True,
         timeout=PATIENCE,
         check=False,
     )
+    # The refusal may be lost when the connection is cut while the client still sends.
     assert (done.returncode, done.stdout) == (255, b"")
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert len(done.stderr.splitlines()) <= 1, done.stderr
     door.ssh(":whoami").ok()
 
 
@@ -385,7 +397,6 @@ async def test_environment_by_the_megabyte_ends_its_connection_alone(door: Servi
         ("a\nb", b"dumb"),
         ("x" * 10_000, b"dumb"),
         ("../../etc/passwd", b"dumb"),
-        ("", b"dumb"),
     ],
 )
 async def test_odd_terminals(service: Service, sh: str, term: str, seen: bytes):
@@ -398,7 +409,8 @@ async def test_odd_terminals(service: Service, sh: str, term: str, seen: bytes):
             term_size=(0, 4294967295, 0, 0),
         )
         assert await session.end() == 0
-        assert bytes(session.out) == b"65535 80\r\n<" + seen + b">\r\n"
+        # stty takes what is above 30,000 for no size.
+        assert bytes(session.out) == b"24 80\r\n<" + seen + b">\r\n"
 
 
 async def test_a_terminal_with_a_name_that_is_not_ascii_harms_no_other_connection(door: Service):

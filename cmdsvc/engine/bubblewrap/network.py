@@ -19,6 +19,10 @@ from cmdsvc.errors import EngineError
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+REFILL_DELAY = 0.05
+"""Seconds; see stubs.REFILL_DELAY."""
+LOW = 2
+"""Namespaces below which there is no waiting."""
 CARE_INTERVAL = 5.0
 """Seconds between two looks at whether the rules are in force and fit the host's network."""
 
@@ -55,6 +59,7 @@ class NetworkPool:
         self._ready: deque[Namespace] = deque()
         self._waiting: deque[asyncio.Future[Namespace]] = deque()
         self._wanted = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._fault: EngineError | None = EngineError("the network pool is not open")
         self._worker: ThreadPoolExecutor | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -79,9 +84,11 @@ class NetworkPool:
         """A namespace that nobody had before. EngineError if one can be neither had nor made."""
         if self._fault is not None:
             raise self._fault
-        self._wanted.set()
         if self._ready:
-            return self._ready.popleft()
+            namespace = self._ready.popleft()
+            self._want(REFILL_DELAY if len(self._ready) >= LOW else 0.0)
+            return namespace
+        self._want(0.0)
         waiter: asyncio.Future[Namespace] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
@@ -91,8 +98,24 @@ class NetworkPool:
                 self._ready.append(waiter.result())
             raise
 
+    def _want(self, delay: float) -> None:
+        """Has another one made after `delay` seconds: the run that took one goes first."""
+        if self._timer is not None and delay:
+            return
+        self._cancel_timer()
+        if delay:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._want, 0.0)
+        else:
+            self._wanted.set()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     async def aclose(self) -> None:
         """Removes every namespace, taken ones too, and the rules. Repeatable."""
+        self._cancel_timer()
         self._fault = EngineError("the network pool is closed")
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
