@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from cmdsvc import __version__
 from cmdsvc.access import Action
 from cmdsvc.engine import Engine, Invocation
-from cmdsvc.errors import BusyError, CmdError, EngineError
+from cmdsvc.errors import BusyError, CmdError, EngineError, NotExecutableError
 from cmdsvc.metadata import limits_of
 from cmdsvc.model import (
     SCRIPT_PATH,
@@ -47,6 +47,8 @@ PASSED = ("LANG", "TERM", "COLORTERM")
 LOCALE = re.compile(rb"LC_[A-Z0-9_]{1,64}")
 PARSED = 1024
 """Versions whose parsed form is kept in memory."""
+ARG_MAX = 128 << 10
+"""Bytes of one argument with its NUL, above which Linux executes nothing (execve(2))."""
 ENV_MAX = 64 << 10
 """Bytes of environment that are taken from a caller."""
 
@@ -132,6 +134,10 @@ class Runs:
     def _invocation(
         self, run: Run, request: Request, command: Command, script: Script, recipe: Recipe
     ) -> Invocation:
+        if any(len(arg) >= ARG_MAX for arg in request.args):
+            raise NotExecutableError(
+                f"Argument list too long: one has {ARG_MAX} bytes or more", "send it on stdin"
+            )
         return Invocation(
             run_id=run.id,
             recipe=recipe,
