@@ -421,7 +421,10 @@ async def test_a_terminal_with_a_name_that_is_not_ascii_harms_no_other_connectio
 
 
 async def test_thousands_of_resizes_and_signals(service: Service, sh: str):
-    script = "echo begun; while read -r line; do [ $line = end ] && break; done; stty size"
+    script = (
+        "echo begun; while read -r line; do [ $line = end ] && break; done; "
+        "until stty size | grep -x '\\''33 77'\\''; do :; done"
+    )
     async with connected(service) as conn:
         session = await talk(conn, f"{sh} '{script}'", request_pty=True, term_type="vt100")
         await session.until(b"begun")
