@@ -13,10 +13,9 @@ from rich.table import Table
 from cmdsvc import app, config
 from cmdsvc.config import Settings, split_address
 from cmdsvc.engine import Finding
+from cmdsvc.engine.bases import is_tarball
 from cmdsvc.errors import CmdError, UsageError
 from cmdsvc.ssh.keys import read_user_keys
-
-LATER = frozenset({"http_listen"})
 
 
 async def check() -> int:
@@ -31,7 +30,13 @@ async def check() -> int:
     for name, value in settings.model_dump().items():
         table.add_row(f"{config.PREFIX}{name.upper()}", str(value))
     console.print(table)
-    findings = [*_unknown(), *_keys(settings), *_port(settings), *await _engine(settings)]
+    findings = [
+        *_unknown(),
+        *_bases(settings),
+        *_keys(settings),
+        *_port(settings),
+        *await _engine(settings),
+    ]
     _print(console, findings)
     return int(any(f.level == "error" for f in findings))
 
@@ -48,6 +53,24 @@ def _unknown() -> list[Finding]:
         for name in sorted(os.environ)
         if name.startswith(config.PREFIX) and name not in known
     ]
+
+
+def _bases(settings: Settings) -> list[Finding]:
+    findings = []
+    for base, source in settings.bases.items():
+        if not is_tarball(source) or "://" in source:
+            findings.append(Finding("ok", f"base {base}: {source}, fetched at its first use"))
+        elif Path(source).is_file():
+            findings.append(Finding("ok", f"base {base}: {source}"))
+        else:
+            findings.append(
+                Finding("error", f"base {base}: {source} is not there", "give a tarball's path")
+            )
+    if settings.apk_keys is not None and not any(settings.apk_keys.glob("*.pub")):
+        findings.append(
+            Finding("error", f"no public keys in {settings.apk_keys}", "mend CMDSVC_APK_KEYS")
+        )
+    return findings
 
 
 def _keys(settings: Settings) -> list[Finding]:

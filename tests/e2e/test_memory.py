@@ -148,6 +148,9 @@ async def test_a_client_that_asks_and_does_not_listen(door: Service):
                 if n % 50 == 0:
                     assert await whoami(elsewhere) == "bob"
                 await asyncio.sleep(0)
+            async with connected(door) as third:
+                bulk = await say(third, quoted(ZEROS))
+                assert bulk.received > MUCH
 
 
 async def test_environment_by_the_hundred_megabytes(door: Service):

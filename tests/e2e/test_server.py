@@ -48,6 +48,9 @@ def test_check_says_what_is_in_force_and_what_is_wrong(own_service: Service):
     taken = own_service.cli("check", CMDSVC_SSH_LISTEN="203.0.113.1:2222")
     assert taken.status == 1
     assert "CMDSVC_SSH_LISTEN" in taken.text
+    gone = own_service.cli("check", CMDSVC_BASE_ALPINE="/nowhere/base.tar")
+    assert gone.status == 1
+    assert "/nowhere/base.tar is not there" in gone.text
     odd = own_service.cli("check", CMDSVC_TIMOUT="1m").ok()
     assert "CMDSVC_TIMOUT is not a setting" in odd.text
 
