@@ -143,7 +143,7 @@ class Call:
                 text = json.dumps(listing, indent=2)
             await self.out(f"{text}\n")
             return
-        clean = [[one_line(str(cell)) for cell in row] for row in rows]
+        clean = [[_cell(cell) for cell in row] for row in rows]
         if self.terminal is None:
             await self.out("".join("\t".join(row) + "\n" for row in clean))
             return
@@ -169,6 +169,10 @@ class Builtin:
         parser = Parser(self.verb, self.summary, self.example)
         self.arguments(parser)
         return parser
+
+
+def _cell(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else one_line(str(value))
 
 
 def _width(text: str) -> int:
