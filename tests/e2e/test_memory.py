@@ -240,7 +240,8 @@ async def test_thousands_of_runs_over_one_connection(door: Service):
         print(f"2,000 runs: {grown:.1f} MB")
         assert grown < 20
         await until(lambda: descriptors(door) <= before[1] + 2, 10.0)
-        assert threads(door) <= before[2]
+        # asyncio's own pool of threads is filled as it is used (ThreadPoolExecutor).
+        assert threads(door) <= before[2] + min(32, (os.cpu_count() or 1) + 4)
 
 
 async def test_connections_and_sessions_that_end_badly_leave_nothing(door: Service):
