@@ -18,7 +18,6 @@ from pathlib import Path
 from cmdsvc.config import Settings, split_address
 from cmdsvc.engine import Engine, EngineSettings, Sources
 from cmdsvc.errors import CmdError, EngineError
-from cmdsvc.model import Network
 from cmdsvc.service import readymade
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
@@ -150,6 +149,9 @@ async def serve(settings: Settings) -> int:
         await ssh.open()
         stack.push_async_callback(ssh.aclose)
         _announce(settings, engine, ssh, host)
+        for finding in await engine.check():
+            if finding.level != "ok":
+                log.warning("%s; %s", finding.what, finding.hint)
         await stop.wait()
         log.info("draining: no new runs, those going on have %g s", settings.drain)
         runs.draining = True
@@ -172,8 +174,6 @@ def _announce(settings: Settings, engine: Engine, ssh: SshServer, host: str) -> 
             }
         },
     )
-    if Network.INTERNET not in engine.networks:
-        log.warning("runs have no network here: `cmdsvc check` says why")
     if not any((settings.keys_dir / "users").glob("*.pub")):
         log.warning("nobody can log in yet: cmdsvc user add NAME PUBLIC_KEY_FILE")
     print(f"ssh -p {ssh.port} {where}", flush=True)  # noqa: T201 - the one line for the operator

@@ -154,7 +154,7 @@ async def test_stdin_in_small_packets_before_the_command(door: Service):
         assert await whoami(other) == "bob"
         assert await session.end() == 0
         assert session.out.strip() == b"600000"
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["channel", "tcp"])
@@ -229,12 +229,12 @@ def slow_door(
 
 
 def left(service: Service) -> set[str]:
-    """What is in the data folder."""
-    return {
-        str(path.relative_to(service.home))
-        for path in (service.home / "var").rglob("*")
-        if not {"root", "db"} & set(path.parts)
-    }
+    """What is in the data folder, but for what is in the layers."""
+    found = set()
+    for folder, folders, files in os.walk(service.home / "var"):  # what goes meanwhile is no error
+        found |= {f"{folder}/{name}" for name in (*folders, *files)}
+        folders[:] = [name for name in folders if name != "root"]
+    return found
 
 
 def builders(service: Service) -> int:

@@ -309,3 +309,14 @@ def test_it_all_works_below_a_folder_that_only_root_can_enter(own_service: Servi
     own_service.start()
     own_service.create(name, "#!cmd alpine jq\n#!jq\n").ok()
     assert own_service.ssh(name, ".", stdin=b"1").ok().out == b"1\n"
+
+
+def test_the_start_says_what_the_engine_cannot_give(own_service: Service, engine_name: str):
+    own_service.start()
+    own_service.ssh(":whoami").ok()
+    own_service.stop()
+    warnings = [line for line in own_service.log.splitlines() if " warning " in line]
+    if engine_name == "docker":
+        assert any("cmdsvc firewall" in line for line in warnings), own_service.log
+    elif os.geteuid() != 0:
+        assert any("no network" in line for line in warnings), own_service.log

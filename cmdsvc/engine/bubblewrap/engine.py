@@ -102,7 +102,9 @@ class BubblewrapEngine:
         self._builder = None
 
     async def check(self) -> list[Finding]:
-        """Tries it all on the side: an engine of another name in a folder of its own."""
+        """Of itself where it is open; else it tries it all on the side, in a folder of its own."""
+        if self._stubs is not None:
+            return self._findings()
         folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="cmdsvc-check-")
         settings = replace(
             self._settings, data_dir=Path(folder), instance=f"check-{Path(folder).name}"
@@ -111,17 +113,20 @@ class BubblewrapEngine:
         try:
             await probe.open()
             await probe._probe()
-            return findings(
-                probe._uid,
-                probe._cgroups,
-                network=probe._pool is not None,
-                why_not=probe._no_network,
-            )
+            return probe._findings()
         except EngineError as error:
             return [Finding("error", f"bubblewrap: {error.what}", error.hint)]
         finally:
             await probe.aclose()
             await asyncio.to_thread(remove, Path(folder))
+
+    def _findings(self) -> list[Finding]:
+        return findings(
+            self._uid,
+            self._cgroups,
+            network=self._pool is not None,
+            why_not=self._no_network,
+        )
 
     async def pull(self, base: str, tag: str, progress: Progress) -> None:
         source = self._settings.sources.bases.get(base)
