@@ -215,6 +215,19 @@ async def whoami(conn: asyncssh.SSHClientConnection) -> str:
     return session.out.decode().split("\t")[0]
 
 
+@contextlib.asynccontextmanager
+async def harmless(service: Service) -> AsyncIterator[None]:
+    """After this block the server is as before: it serves, holds no more, has had no fault."""
+    async with connected(service) as conn:
+        await whoami(conn)
+        before, said = descriptors(service), len(service.log)
+        yield
+        assert await whoami(conn) == "alice"
+        await until(lambda: descriptors(service) <= before + 8)  # the engine keeps a few at hand
+    assert "Traceback" not in service.log[said:], service.log[said:]
+    await until(lambda: rows(service, "select * from runs where ended_at is null") == [])
+
+
 def deaf(conn: Any) -> None:
     """From now on the client takes what comes, and heeds none of it."""
     conn.data_received = lambda data, datatype=None: None
