@@ -22,6 +22,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whoever asks for `engine_name` is run once for each of the engines."""
+    if "engine_name" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--engine") or ENGINES
+        marks = {"docker": [pytest.mark.docker]}
+        metafunc.parametrize(
+            "engine_name",
+            [pytest.param(name, marks=marks.get(name, [])) for name in ENGINES if name in chosen],
+            scope="session",
+        )
+
+
 @pytest.fixture(scope="session")
 def kit() -> Kit:
     """An Alpine base and signed repositories that need no Internet."""

@@ -15,22 +15,11 @@ import pytest_asyncio
 from cmdsvc.engine import Engine, EngineSettings
 from cmdsvc.errors import EngineError
 from cmdsvc.recipe import Recipe
-from tests.availability import ENGINES, unavailable
+from tests.availability import unavailable
 from tests.contracts.engine_lab import CANARY, LIMITS, Lab, Progress, kit_sources, maker
 
 if TYPE_CHECKING:
     from tests.kit import Kit, Server
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "engine_name" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--engine") or ENGINES
-        marks = {"docker": [pytest.mark.docker]}
-        metafunc.parametrize(
-            "engine_name",
-            [pytest.param(name, marks=marks.get(name, [])) for name in ENGINES if name in chosen],
-            scope="session",
-        )
 
 
 @pytest.fixture(scope="session")

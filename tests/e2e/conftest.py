@@ -8,20 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.availability import ENGINES
 from tests.e2e.service_lab import Service
 from tests.kit import Kit, Server
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "engine_name" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--engine") or ENGINES
-        marks = {"docker": [pytest.mark.docker]}
-        metafunc.parametrize(
-            "engine_name",
-            [pytest.param(name, marks=marks.get(name, [])) for name in ENGINES if name in chosen],
-            scope="session",
-        )
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.e2e.raw_client import sleeper
 from tests.e2e.service_lab import PATIENCE, Service
 
 
@@ -240,7 +240,7 @@ def test_the_sandbox_is_gone_within_a_second_of_the_client(service: Service, sh:
     try:
         assert client.stdout is not None
         assert client.stdout.readline() == b"begun\n"
-        while (pid := _sleeper(mark)) is None:
+        while (pid := sleeper(mark)) is None:
             assert client.poll() is None
         process = os.pidfd_open(pid)
         try:
@@ -252,15 +252,3 @@ def test_the_sandbox_is_gone_within_a_second_of_the_client(service: Service, sh:
     finally:
         client.kill()
         client.communicate()
-
-
-def _sleeper(mark: str) -> int | None:
-    """The process on this machine that runs `sleep MARK`."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[:2] == [b"sleep", mark.encode()]:
-            return int(path.parent.name)
-    return None
