@@ -138,6 +138,8 @@ class BubblewrapEngine:
         await self._opened_builder().pull(base, tag, source, progress)
 
     async def purge(self) -> None:
+        if self._stubs is not None:
+            await self._stubs.settled()  # what has ended lets go of its layer behind its back
         try:
             await asyncio.to_thread(self._store.purge)
         except BlockingIOError:

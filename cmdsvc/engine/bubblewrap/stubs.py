@@ -330,6 +330,11 @@ class Stubs:
             stub.lost = True
             stub.gone.set()
 
+    async def settled(self) -> None:
+        """Waits for what goes on in the background now."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
     @property
     def alive(self) -> bool:
         return self._control is not None
