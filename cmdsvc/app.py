@@ -15,15 +15,30 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cmdsvc import systemd
 from cmdsvc.config import Settings, split_address
 from cmdsvc.engine import Engine, EngineSettings, Sources
 from cmdsvc.errors import CmdError, EngineError
 from cmdsvc.service import readymade
+from cmdsvc.service.admission import Admission
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
 from cmdsvc.service.editor import Editor
+from cmdsvc.service.environment import Environment
+from cmdsvc.service.keeping import Keeping
+from cmdsvc.service.notices import Notices
+from cmdsvc.service.retention import Retention
 from cmdsvc.service.runs import Runs
+from cmdsvc.service.secretkey import open_sealer
+from cmdsvc.service.sharing import Sharing
+from cmdsvc.service.top import Top
+from cmdsvc.service.versions import Versions
+from cmdsvc.ssh.certificates import Authorities
+from cmdsvc.ssh.identities import Identities
 from cmdsvc.ssh.keys import KeyRing, host_key
+from cmdsvc.ssh.ownkeys import OwnKeys
+from cmdsvc.ssh.published import Published
+from cmdsvc.ssh.revocation import Revocations
 from cmdsvc.ssh.server import SshServer, SshSettings
 from cmdsvc.ssh.verbs import Services
 from cmdsvc.store import open_store
@@ -45,6 +60,21 @@ def engine_settings(settings: Settings) -> EngineSettings:
         docker_runtime=settings.docker_runtime,
         network_allow=settings.network_allow,
     )
+
+
+def open_identities(settings: Settings) -> Identities:
+    """Who may log in. CmdError where a file that says so cannot be used."""
+    authorities = Authorities(settings.user_ca_keys)
+    authorities.load()
+    revoked = Revocations(settings.revoked_keys)
+    revoked.load()
+    published = Published(
+        settings.keys_url,
+        settings.keys_url_users,
+        settings.data_dir / "published",
+        settings.keys_url_stale,
+    )
+    return Identities(KeyRing(settings.keys_dir), published, authorities, revoked)
 
 
 def make_engine(name: str, settings: EngineSettings) -> Engine:
@@ -102,10 +132,14 @@ async def serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a run holds half a dozen
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    given = systemd.listening_socket()  # before there are children
     async with AsyncExitStack() as stack:
+        if given is not None:
+            stack.callback(given.close)
         stack.enter_context(lock(settings.data_dir))
         store = await open_store(settings.url, server=_instance(settings.data_dir))
         stack.push_async_callback(store.aclose)
+        sealer = await open_sealer(settings.keys_dir, store)
         engine = await stack.enter_async_context(open_engine(settings))
         lost = await store.mark_lost(datetime.now(UTC))
         if lost:
@@ -115,20 +149,42 @@ async def serve(settings: Settings) -> int:
             store,
             builds,
             readymade.load(settings.bases),
-            Policy(settings.limits, settings.max_source, settings.bases, engine.networks),
+            Policy(
+                settings.limits,
+                settings.max_source,
+                settings.bases,
+                engine.networks,
+                settings.max_commands,
+                settings.max_stored,
+            ),
         )
+        env = Environment(store, commands, sealer)
         runs = Runs(
             store,
             engine,
             builds,
             commands,
+            env,
             limits=settings.limits,
-            max_runs=settings.max_runs,
-            max_runs_per_user=settings.max_runs_per_user,
+            admission=Admission(settings.max_runs, settings.max_runs_per_user, settings.queue_wait),
+            output_max=settings.output_max,
         )
         stack.push_async_callback(runs.aclose)
-        host, port = split_address(settings.ssh_listen)
-        ring = KeyRing(settings.keys_dir)
+        retention = Retention(store, settings.runs_keep, settings.outputs_keep)
+        await stack.enter_async_context(retention.regularly())
+        notices = Notices(store, runs)
+        await stack.enter_async_context(notices.watched())
+        top = Top(
+            store,
+            engine,
+            builds,
+            runs,
+            data_dir=settings.data_dir,
+            outputs_keep=settings.outputs_keep,
+        )
+        host, port = given.getsockname()[:2] if given else split_address(settings.ssh_listen)
+        identities = open_identities(settings)
+        stack.push_async_callback(identities.published.aclose)
         ssh = SshServer(
             SshSettings(
                 host=host,
@@ -136,26 +192,47 @@ async def serve(settings: Settings) -> int:
                 max_connections=settings.max_connections,
                 login_timeout=settings.login_timeout,
                 operators=frozenset(settings.operators),
+                socket=given,
             ),
             host_key(settings.keys_dir),
-            ring,
+            identities,
             Services(
-                commands,
-                runs,
-                Editor(engine, builds, settings.limits, settings.bases, settings.max_source),
-                settings.max_source,
+                commands=commands,
+                runs=runs,
+                sharing=Sharing(store, commands, sealer.hash, identities.ring.knows),
+                env=env,
+                versions=Versions(store, commands, builds),
+                top=top,
+                keys=OwnKeys(identities, store),
+                keeping=Keeping(
+                    store,
+                    engine,
+                    builds=builds,
+                    commands=commands,
+                    runs=runs,
+                    notices=notices,
+                    retention=retention,
+                    data_dir=settings.data_dir,
+                ),
+                notices=notices,
+                editor=Editor(engine, builds, settings.limits, settings.bases, settings.max_source),
+                max_source=settings.max_source,
+                address=lambda: (host, ssh.port),
             ),
         )
+        notices.ousting.append(ssh.oust)
+        top.doors.append(ssh.load)
         await ssh.open()
         stack.push_async_callback(ssh.aclose)
         _announce(settings, engine, ssh, host)
+        systemd.notify("READY=1")
         for finding in await engine.check():
             if finding.level != "ok":
                 log.warning("%s; %s", finding.what, finding.hint)
         await stop.wait()
+        systemd.notify("STOPPING=1")
         log.info("draining: no new runs, those going on have %g s", settings.drain)
-        runs.draining = True
-        if not await ssh.drain(settings.drain):
+        if not all(await asyncio.gather(runs.drain(settings.drain), ssh.drain(settings.drain))):
             log.warning("what did not end in time is stopped")
     log.info("stopped")
     return 0
@@ -174,7 +251,8 @@ def _announce(settings: Settings, engine: Engine, ssh: SshServer, host: str) -> 
             }
         },
     )
-    if not any((settings.keys_dir / "users").glob("*.pub")):
+    others = settings.keys_url_users or settings.user_ca_keys
+    if not others and not any((settings.keys_dir / "users").glob("*.pub")):
         log.warning("nobody can log in yet: cmdsvc user add NAME PUBLIC_KEY_FILE")
     print(f"ssh -p {ssh.port} {where}", flush=True)  # noqa: T201 - the one line for the operator
 

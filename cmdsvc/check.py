@@ -15,29 +15,38 @@ from cmdsvc.config import Settings, split_address
 from cmdsvc.engine import Finding
 from cmdsvc.engine.bases import is_tarball
 from cmdsvc.errors import CmdError, UsageError
+from cmdsvc.service import secretkey
+from cmdsvc.ssh.certificates import Authorities
 from cmdsvc.ssh.keys import read_user_keys
+from cmdsvc.ssh.revocation import Revocations
 
 
-async def check() -> int:
-    """Prints the settings and the findings; 0 where nothing is an error, else 1."""
+async def check(*, quiet: bool = False) -> int:
+    """Prints the settings and the findings; 0 where nothing is an error, else 1.
+
+    `quiet`: only warnings and errors, for who looks every few minutes.
+    """
     console = Console(soft_wrap=True, highlight=False)
     try:
         settings = config.load()
     except UsageError as error:
         _print(console, [Finding("error", error.what, error.hint)])
         return 1
-    table = Table("setting", "in force", box=None)
-    for name, value in settings.model_dump().items():
-        table.add_row(f"{config.PREFIX}{name.upper()}", str(value))
-    console.print(table)
+    if not quiet:
+        table = Table("setting", "in force", box=None)
+        for name, value in settings.model_dump().items():
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            table.add_row(f"{config.PREFIX}{name.upper()}", shown)
+        console.print(table)
     findings = [
         *_unknown(),
         *_bases(settings),
         *_keys(settings),
+        *_identity(settings),
         *_port(settings),
         *await _engine(settings),
     ]
-    _print(console, findings)
+    _print(console, [f for f in findings if not quiet or f.level != "ok"])
     return int(any(f.level == "error" for f in findings))
 
 
@@ -77,19 +86,50 @@ def _keys(settings: Settings) -> list[Finding]:
     findings = []
     users = sorted((settings.keys_dir / "users").glob("*.pub"))
     count = sum(len(read_user_keys(path)) for path in users)
-    if count:
+    if count or settings.keys_url_users or settings.user_ca_keys:
         findings.append(Finding("ok", f"{count} keys of {len(users)} users"))
     else:
         findings.append(
             Finding("warning", "nobody can log in", "cmdsvc user add NAME PUBLIC_KEY_FILE")
         )
-    key = settings.keys_dir / "ssh_host_ed25519_key"
-    if not key.exists():
-        findings.append(Finding("ok", "the host key will be made at the first start"))
-    elif stat.S_IMODE(key.stat().st_mode) & 0o077:
-        findings.append(Finding("error", f"others can read {key}", f"chmod 600 {key}"))
-    else:
-        findings.append(Finding("ok", f"host key {key}"))
+    for name, what in (("ssh_host_ed25519_key", "host key"), (secretkey.FILE, "secret key")):
+        key = settings.keys_dir / name
+        if not key.exists():
+            findings.append(Finding("ok", f"the {what} will be made at the first start"))
+        elif stat.S_IMODE(key.stat().st_mode) & 0o077:
+            findings.append(Finding("error", f"others can read {key}", f"chmod 600 {key}"))
+        else:
+            findings.append(Finding("ok", f"{what} {key}"))
+    return findings
+
+
+def _identity(settings: Settings) -> list[Finding]:
+    """What else than the keys folder lets users in, or keeps them out."""
+    findings = []
+    users, operators = set(settings.keys_url_users), ",".join(settings.operators)
+    if settings.keys_url and not users:
+        findings.append(
+            Finding("warning", "the keys URL counts for nobody", "set CMDSVC_KEYS_URL_USERS")
+        )
+    elif settings.keys_url and "*" in users and operators:
+        findings.append(
+            Finding(
+                "warning",
+                f"who has the name {operators} at {settings.keys_url} operates this service",
+                "name the users in CMDSVC_KEYS_URL_USERS",
+            )
+        )
+    elif users and not settings.keys_url:
+        findings.append(Finding("warning", "there is no keys URL", "set CMDSVC_KEYS_URL"))
+    try:
+        if settings.user_ca_keys:
+            count = len(Authorities(settings.user_ca_keys).load())
+            findings.append(Finding("ok", f"user certificates of {count} CA keys"))
+        if settings.revoked_keys:
+            count = len(Revocations(settings.revoked_keys).load())
+            findings.append(Finding("ok", f"{count} entries in {settings.revoked_keys}"))
+    except CmdError as error:
+        findings.append(Finding("error", error.what, error.hint))
     return findings
 
 

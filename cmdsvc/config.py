@@ -27,6 +27,8 @@ from cmdsvc.model import Limits, valid_name
 
 PREFIX = "CMDSVC_"
 FILE = "cmdsvc.toml"
+STORE = "cmdsvc.db"
+"""In the data folder, where no database URL says otherwise."""
 
 
 def _words(value: Any) -> Any:
@@ -42,6 +44,25 @@ def _user_names(names: tuple[str, ...]) -> tuple[str, ...]:
         if not valid_name(name):
             raise ValueError(f"{name!r} is not a user name")
     return names
+
+
+def _names_or_all(names: tuple[str, ...]) -> tuple[str, ...]:
+    _user_names(tuple(name for name in names if name != "*"))
+    return names
+
+
+def _keys_url(url: str) -> str:
+    from cmdsvc.ssh.fetching import secure  # noqa: PLC0415 - most who read settings need no HTTP
+
+    if not url:
+        return url
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    if "{user}" not in path or "{" in scheme + host:
+        raise ValueError("write {user} into its path, as in https://github.com/{user}.keys")
+    if not secure(url):
+        raise ValueError("it has to be https: who changes it on its way gets in")
+    return url
 
 
 def _destinations(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -64,6 +85,9 @@ Duration = Annotated[float, BeforeValidator(lambda v: parse_duration(str(v))), F
 Size = Annotated[int, BeforeValidator(lambda v: parse_size(str(v))), Field(gt=0)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Names = Annotated[Words, AfterValidator(_user_names)]
+NamesOrAll = Annotated[Words, AfterValidator(_names_or_all)]
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_words)]
+KeysUrl = Annotated[str, AfterValidator(_keys_url)]
 Destinations = Annotated[Words, AfterValidator(_destinations)]
 Address = Annotated[str, AfterValidator(_address)]
 
@@ -83,6 +107,15 @@ class Settings(BaseSettings):
     operators: Names = ()
     log: Literal["text", "json"] = "text"
 
+    keys_url: KeysUrl = ""
+    """Where the public keys of `{user}` are published; "" for nowhere."""
+    keys_url_users: NamesOrAll = ()
+    keys_url_stale: Duration = 86400.0
+    """How long what was published counts while the site is down."""
+    user_ca_keys: Paths = ()
+    """Files of the public keys of CAs whose user certificates count."""
+    revoked_keys: Path | None = None
+
     base_alpine: str = "alpine"
     base_debian: str = "debian"
     base_ubuntu: str = "ubuntu"
@@ -99,6 +132,20 @@ class Settings(BaseSettings):
 
     max_runs: Annotated[int, Field(gt=0)] = 100
     max_runs_per_user: Annotated[int, Field(gt=0)] = 50
+    queue_wait: Annotated[float, BeforeValidator(lambda v: parse_duration(str(v))), Field(ge=0)] = (
+        2.0
+    )
+    """How long a run above one of the two waits for its turn."""
+    max_commands: Annotated[int, Field(gt=0)] = 1000
+    """Of one user."""
+    max_stored: Size = 256 << 20
+    """Bytes of source in all versions of one user's commands."""
+    output_max: Size = 1 << 20
+    """Bytes of one run's output that are kept: its beginning and its end."""
+    outputs_keep: Size = 1 << 30
+    """Bytes of kept output in all."""
+    runs_keep: Duration = 30 * 86400.0
+    """How long the records of runs are kept."""
     max_source: Size = 1 << 20
     max_connections: Annotated[int, Field(gt=0)] = 1000
     """TCP connections at once, of whom at most a tenth (but 20) may be before the login's end."""
@@ -141,7 +188,7 @@ class Settings(BaseSettings):
     @property
     def url(self) -> str:
         """The database's, by default a file in the data folder."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute()}/cmdsvc.db"
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute()}/{STORE}"
 
 
 def split_address(address: str) -> tuple[str, int]:

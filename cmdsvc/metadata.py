@@ -45,6 +45,10 @@ class Metadata:
     network: Network | None = None
     accept_env: tuple[str, ...] = ()
     """Names of the variables that a caller may set."""
+    keep_output: bool = False
+    """Whether what a run writes is kept, for `:logs`, although somebody reads it."""
+    git_receive: bool = False
+    """Whether it takes a git push."""
 
 
 def limits_of(metadata: Metadata, default: Limits) -> Limits:
@@ -212,13 +216,18 @@ def _value(key: str, value: object, ceiling: float) -> object:
             return tuple(dict.fromkeys(_variable(name) for name in value))
         case "accept_env", _:
             raise ValueError(f"expected a list of at most {MAX_ACCEPT_ENV} names")
-    known = ", ".join(sorted(["description", "network", "accept_env", *_NUMBERS]))
-    raise ValueError(f"unknown key; there are {known}")
+        case "keep_output" | "git_receive", bool():
+            return value
+        case "keep_output" | "git_receive", _:
+            raise ValueError("expected true or false")
+    known = ["description", "network", "accept_env", "keep_output", "git_receive", *_NUMBERS]
+    raise ValueError(f"unknown key; there are {', '.join(sorted(known))}")
 
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+"""The name of an environment variable; always matched whole."""
 # What the service sets, and what makes a loader or a shell run something else.
-_RESERVED = re.compile(
+RESERVED = re.compile(
     r"CMD_.*|SSH_.*|LD_.*|CMDSVC_.*|PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|REMOTE_ADDR|"
     r"SERVER_SOFTWARE|IFS|ENV|BASH_ENV|BASHOPTS|SHELLOPTS|PS4|GCONV_PATH|GLIBC_TUNABLES"
 )
@@ -226,9 +235,9 @@ _RESERVED = re.compile(
 
 def _variable(name: object) -> str:
     match name:
-        case str() if _RESERVED.fullmatch(name):
+        case str() if RESERVED.fullmatch(name):
             raise ValueError(f"{quote(name)} is not for a caller to set")
-        case str() if _VARIABLE.fullmatch(name):
+        case str() if VARIABLE.fullmatch(name):
             return name
     raise ValueError("expected names of variables: letters, digits and _")
 
@@ -282,4 +291,4 @@ _NUMBERS: Mapping[str, _Number] = {
     "cpus": _Number("a number", 0.01, 4096, str),
     "pids": _Number("a whole number", 1, 1 << 22, str, whole=True),
 }
-_LATER = frozenset({"git_receive", "keep_output", "schedule", "http"})
+_LATER = frozenset({"schedule", "http"})

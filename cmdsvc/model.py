@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 from cmdsvc.errors import UsageError
+
+PUBLIC = "public"
+"""Everyone who is identified; nobody's user name."""
+
+TOKEN_PREFIX = "cmd_"  # noqa: S105 - what tokens and their ids begin with, and no user name
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """A command's or a user's name; always matched whole."""
@@ -18,6 +24,13 @@ READY_MADE = "cmd"
 
 def valid_name(text: str) -> bool:
     return NAME.fullmatch(text) is not None
+
+
+def valid_user(text: str) -> bool:
+    """Whether it can be a user's name: some names have another meaning."""
+    return (
+        valid_name(text) and text not in {READY_MADE, PUBLIC} and not text.startswith(TOKEN_PREFIX)
+    )
 
 
 def check_name(text: str) -> str:
@@ -33,6 +46,12 @@ class Via(StrEnum):
     """How an identity was proved."""
 
     KEY = "key"
+    """A public key in the keys folder."""
+    PUBLISHED = "published"
+    """A public key that the keys URL publishes for the name."""
+    CERTIFICATE = "certificate"
+    """An OpenSSH user certificate of a trusted CA."""
+    TOKEN = "token"  # noqa: S105 - a kind, no secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +65,13 @@ class Identity:
     via: Via
     key: str | None = None
     operator: bool = False
+    token: str | None = None
+    """The token's id; `user` is then who made it, whose rights it does not have."""
+
+    @property
+    def subject(self) -> str:
+        """What `:access` would name it by."""
+        return self.token or self.user
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +122,12 @@ class Command:
     name: str
     description: str
     version: Version
+    admins: frozenset[str] = frozenset()
+    """Users who may change it, beside its owner."""
+    access: frozenset[str] = frozenset()
+    """Who may run it beside them: users, ids of tokens, PUBLIC."""
+    env: Mapping[str, bytes] = field(default_factory=dict)
+    """Its owner's environment, each value sealed."""
 
     @property
     def full_name(self) -> str:
@@ -125,6 +157,8 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"
     MEMORY = "memory"
     HANGUP = "hangup"
+    KILLED = "killed"
+    """Somebody who may has stopped it."""
     ENGINE = "engine"
     LOST = "lost"
 
@@ -134,13 +168,64 @@ class Outcome:
     """How a run ended.
 
     `exit_status` is what the caller gets: the program's own 0..255, 128+n for death by signal n,
-    124 timed out, 125 the engine failed, 137 out of memory.
+    124 timed out, 125 the engine failed, 137 out of memory or killed by somebody.
     """
 
     exit_status: int
     reason: Reason = Reason.EXIT
     message: str = ""
     """For the caller, where the service has something to say; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """A version as `:history` shows it: without its source."""
+
+    number: int
+    author: str
+    created_at: datetime
+    digest: str
+    size: int
+    """Bytes of its source."""
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An access token as it is kept: never its secret."""
+
+    id: str
+    owner: str
+    description: str
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the record of who changed what."""
+
+    at: datetime
+    user: str
+    """Who did it; "" is the operator at the machine itself."""
+    action: str
+    """What was done, as the builtin or the command line calls it: create, grant, rotate-key ..."""
+    subject: str
+    """What it was done to: a command's full name, a token's id, a user."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is kept of a run's output: its beginning and its end, in the order it was written.
+
+    Each piece is (1 or 2, bytes). `dropped` counts the bytes between the two.
+    """
+
+    head: tuple[tuple[int, bytes], ...]
+    tail: tuple[tuple[int, bytes], ...]
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

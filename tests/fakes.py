@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import TypeVar
 
-from cmdsvc.engine import Finding, Invocation, Progress
+from cmdsvc.engine import Finding, Invocation, Progress, Usage
 from cmdsvc.model import Network, Outcome
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import CallerGone, Event, Job
@@ -112,6 +112,9 @@ class FakeEngine:
         out, err = await process.communicate()
         assert process.returncode is not None
         return EndedJob(Outcome(process.returncode), (1, out), (2, err))
+
+    async def usage(self) -> Mapping[str, Usage]:
+        return {}
 
     async def purge(self) -> None:
         self.layers.clear()

@@ -1,32 +1,101 @@
-"""Who may do what: the whole table."""
+"""The whole table of who may do what."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
-from cmdsvc.access import Action, may
-from cmdsvc.model import READY_MADE, Identity, Via
+from cmdsvc.access import Action, Verdict, may
+from cmdsvc.model import PUBLIC, READY_MADE, Command, Identity, Version, Via
 
-ANN = Identity("ann", Via.KEY)
-OPERATOR = Identity("ann", Via.KEY, operator=True)
-EVERYTHING = {Action.RUN, Action.READ, Action.EDIT, Action.DELETE}
+VERSION = Version(1, b"", "ann", datetime(2026, 1, 1, tzinfo=UTC), "d")
+GRANTED_TOKEN, OTHER_TOKEN = "cmd_00000000", "cmd_11111111"
 
-
-@pytest.mark.parametrize(
-    ("identity", "owner", "allowed"),
-    [
-        (ANN, "ann", EVERYTHING),
-        (ANN, "bob", set()),
-        (ANN, READY_MADE, {Action.RUN, Action.READ}),
-        (OPERATOR, "ann", EVERYTHING),
-        (OPERATOR, "bob", set()),
-        (OPERATOR, READY_MADE, {Action.RUN, Action.READ}),
-    ],
+COMMAND = Command(
+    "ann",
+    "hello",
+    "",
+    VERSION,
+    admins=frozenset({"adam"}),
+    access=frozenset({"gail", GRANTED_TOKEN}),
 )
-def test_table(identity: Identity, owner: str, allowed: set[Action]):
-    assert {action for action in Action if may(identity, action, owner)} == allowed
+OPEN = Command("ann", "open", "", VERSION, access=frozenset({PUBLIC}))
+READY = Command(READY_MADE, "echo", "", VERSION)
+
+WHO = {
+    "owner": Identity("ann", Via.KEY),
+    "admin": Identity("adam", Via.KEY),
+    "grantee": Identity("gail", Via.KEY),
+    "stranger": Identity("stan", Via.KEY),
+    "operator": Identity("olga", Via.KEY, operator=True),
+    "operator who administers": Identity("adam", Via.KEY, operator=True),
+    "token granted": Identity("tom", Via.TOKEN, token=GRANTED_TOKEN),
+    "token not granted": Identity("tom", Via.TOKEN, token=OTHER_TOKEN),
+    "the owner's token not granted": Identity("ann", Via.TOKEN, token=OTHER_TOKEN),
+    "an operator's token": Identity("olga", Via.TOKEN, token=OTHER_TOKEN, operator=True),
+}
+
+ON_COMMANDS = [a for a in Action if a not in {Action.CREATE, Action.OPERATE}]
+ALL, RUN_ONLY, NONE = set(ON_COMMANDS), {Action.RUN}, set[Action]()
+
+# Who, the command, what is allowed, and what becomes of the rest.
+TABLE = [
+    ("owner", COMMAND, ALL, Verdict.FORBIDDEN),
+    ("admin", COMMAND, ALL - {Action.ADMINS, Action.DELETE, Action.AGENT}, Verdict.FORBIDDEN),
+    ("grantee", COMMAND, RUN_ONLY, Verdict.FORBIDDEN),
+    ("stranger", COMMAND, NONE, Verdict.UNKNOWN),
+    ("operator", COMMAND, {Action.DELETE, Action.KILL}, Verdict.UNKNOWN),
+    ("operator who administers", COMMAND, ALL - {Action.ADMINS, Action.AGENT}, Verdict.FORBIDDEN),
+    ("token granted", COMMAND, RUN_ONLY, Verdict.FORBIDDEN),
+    ("token not granted", COMMAND, NONE, Verdict.UNKNOWN),
+    ("the owner's token not granted", COMMAND, NONE, Verdict.UNKNOWN),
+    ("an operator's token", COMMAND, NONE, Verdict.UNKNOWN),
+    ("owner", OPEN, ALL, Verdict.FORBIDDEN),
+    ("admin", OPEN, RUN_ONLY, Verdict.FORBIDDEN),
+    ("grantee", OPEN, RUN_ONLY, Verdict.FORBIDDEN),
+    ("stranger", OPEN, RUN_ONLY, Verdict.FORBIDDEN),
+    ("operator", OPEN, {Action.RUN, Action.DELETE, Action.KILL}, Verdict.FORBIDDEN),
+    ("operator who administers", OPEN, {Action.RUN, Action.DELETE, Action.KILL}, Verdict.FORBIDDEN),
+    ("token granted", OPEN, RUN_ONLY, Verdict.FORBIDDEN),
+    ("token not granted", OPEN, RUN_ONLY, Verdict.FORBIDDEN),
+    ("the owner's token not granted", OPEN, RUN_ONLY, Verdict.FORBIDDEN),
+    ("an operator's token", OPEN, RUN_ONLY, Verdict.FORBIDDEN),
+    ("owner", READY, {Action.RUN, Action.READ}, Verdict.FORBIDDEN),
+    ("admin", READY, {Action.RUN, Action.READ}, Verdict.FORBIDDEN),
+    ("grantee", READY, {Action.RUN, Action.READ}, Verdict.FORBIDDEN),
+    ("stranger", READY, {Action.RUN, Action.READ}, Verdict.FORBIDDEN),
+    ("token granted", READY, RUN_ONLY, Verdict.FORBIDDEN),
+    ("token not granted", READY, RUN_ONLY, Verdict.FORBIDDEN),
+    ("the owner's token not granted", READY, RUN_ONLY, Verdict.FORBIDDEN),
+    ("an operator's token", READY, RUN_ONLY, Verdict.FORBIDDEN),
+]
 
 
-@pytest.mark.parametrize("owner", ["", "ANN", "ann ", "an", "anna", "ann/x"])
-def test_another_spelling_is_another_owner(owner: str):
-    assert not any(may(ANN, action, owner) for action in Action)
+@pytest.mark.parametrize("action", ON_COMMANDS)
+@pytest.mark.parametrize(("who", "command", "allowed", "otherwise"), TABLE)
+def test_on_a_command(
+    who: str, command: Command, allowed: set[Action], otherwise: Verdict, action: Action
+):
+    expected = Verdict.ALLOWED if action in allowed else otherwise
+    assert may(WHO[who], action, command) is expected
+
+
+@pytest.mark.parametrize("action", ON_COMMANDS)
+@pytest.mark.parametrize("who", WHO)
+def test_what_is_not_there_is_unknown(who: str, action: Action):
+    assert may(WHO[who], action) is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_without_a_command(who: str):
+    token = "token" in who
+    operator = "operator" in who and not token
+    assert may(WHO[who], Action.CREATE) is (Verdict.FORBIDDEN if token else Verdict.ALLOWED)
+    assert may(WHO[who], Action.OPERATE) is (Verdict.ALLOWED if operator else Verdict.FORBIDDEN)
+
+
+def test_the_table_is_complete():
+    assert {row[0] for row in TABLE} == set(WHO)
+    assert {row[0] for row in TABLE if row[1] is COMMAND} == set(WHO)
+    assert {row[0] for row in TABLE if row[1] is OPEN} == set(WHO)

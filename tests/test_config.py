@@ -54,6 +54,11 @@ DEFAULTS: dict[str, Any] = {
     "engine": "auto",
     "operators": (),
     "log": "text",
+    "keys_url": "",
+    "keys_url_users": (),
+    "keys_url_stale": 86400.0,
+    "user_ca_keys": (),
+    "revoked_keys": None,
     "base_alpine": "alpine",
     "base_debian": "debian",
     "base_ubuntu": "ubuntu",
@@ -68,7 +73,13 @@ DEFAULTS: dict[str, Any] = {
     "disk": 512 << 20,
     "max_runs": 100,
     "max_runs_per_user": 50,
+    "queue_wait": 2.0,
     "max_source": 1 << 20,
+    "max_commands": 1000,
+    "max_stored": 256 << 20,
+    "output_max": 1 << 20,
+    "outputs_keep": 1 << 30,
+    "runs_keep": 30 * 86400.0,
     "max_connections": 1000,
     "login_timeout": 30.0,
     "build_timeout": 300.0,
@@ -89,6 +100,13 @@ MEANINGS: list[tuple[str, str, Any]] = [
     ("operators", "ann", ("ann",)),
     ("operators", " ann, bob,,c.d-e_f ,", ("ann", "bob", "c.d-e_f")),
     ("log", "json", "json"),
+    ("keys_url", "https://github.com/{user}.keys", "https://github.com/{user}.keys"),
+    ("keys_url", "http://[::1]:80/x/{user}", "http://[::1]:80/x/{user}"),
+    ("keys_url_users", "ann, bob", ("ann", "bob")),
+    ("keys_url_users", "*", ("*",)),
+    ("keys_url_stale", "2d", 172800.0),
+    ("user_ca_keys", "/srv/a.pub, b.pub", (Path("/srv/a.pub"), Path("b.pub"))),
+    ("revoked_keys", "/srv/revoked", Path("/srv/revoked")),
     ("base_alpine", "alpine:3.20", "alpine:3.20"),
     ("base_debian", "/srv/debian.tar.zst", "/srv/debian.tar.zst"),
     ("base_ubuntu", "https://example.com/u.tar.gz", "https://example.com/u.tar.gz"),
@@ -106,7 +124,14 @@ MEANINGS: list[tuple[str, str, Any]] = [
     ("disk", "1T", 1 << 40),
     ("max_runs", "7", 7),
     ("max_runs_per_user", "8", 8),
+    ("queue_wait", "0", 0.0),
+    ("queue_wait", "500ms", 0.5),
     ("max_source", "64K", 64 << 10),
+    ("max_commands", "10", 10),
+    ("max_stored", "1G", 1 << 30),
+    ("output_max", "64K", 64 << 10),
+    ("outputs_keep", "10M", 10 << 20),
+    ("runs_keep", "7d", 7 * 86400.0),
     ("max_connections", "9", 9),
     ("login_timeout", "500ms", 0.5),
     ("build_timeout", "1d", 86400.0),
@@ -186,6 +211,12 @@ ADDRESS = "write HOST:PORT, such as 127.0.0.1:2222 or [::]:22"
         ),
         ("engine", "podman", "'auto', 'docker' or 'bubblewrap'"),
         ("log", "xml", "'text' or 'json'"),
+        ("keys_url", "https://github.com/ann.keys", "write {user} into its path"),
+        ("keys_url", "https://{user}.example.org/keys", "write {user} into its path"),
+        ("keys_url", "https://{user}@example.org/{user}", "write {user} into its path"),
+        ("keys_url", "http://github.com/{user}.keys", "it has to be https"),
+        ("keys_url", "file:///srv/{user}", "it has to be https"),
+        ("keys_url_users", "ann,*,Bob", "'Bob' is not a user name"),
         ("operators", "ann,Bob", "'Bob' is not a user name"),
         ("operators", "ann\nbob", "is not a user name"),
         ("network_allow", "10.0.0.0/8", "10.0.0.0/8"),
@@ -194,24 +225,28 @@ ADDRESS = "write HOST:PORT, such as 127.0.0.1:2222 or [::]:22"
         ("network_allow", "::1", "write ADDRESS or ADDRESS:PORT"),
         *(
             (name, text, "expected a duration such as")
-            for name in ("timeout", "login_timeout", "build_timeout", "drain")
+            for name in ("timeout", "login_timeout", "build_timeout", "drain", "queue_wait",
+                         "runs_keep")
             for text in ("soon", "-1s", "1h30m", "inf", "true")
         ),
         *(
             (name, text, "expected a size such as")
-            for name in ("memory", "disk", "max_source")
+            for name in ("memory", "disk", "max_source", "max_stored", "output_max",
+                         "outputs_keep")
             for text in ("lots", "-1M", "1.5G", "1MiB")
         ),
         *(
             (name, "0", "greater than 0")
             for name in ("timeout", "login_timeout", "build_timeout", "drain", "memory", "disk",
                          "max_source", "cpus", "pids", "max_runs", "max_runs_per_user",
-                         "max_connections")
+                         "max_connections", "max_commands", "max_stored", "output_max",
+                         "outputs_keep", "runs_keep")
         ),
         *(("cpus", text, "Input should be") for text in ("one", "-1", "nan", "inf", "1025")),
         *(
             (name, text, "Input should be")
-            for name in ("pids", "max_runs", "max_runs_per_user", "max_connections")
+            for name in ("pids", "max_runs", "max_runs_per_user", "max_connections",
+                         "max_commands")
             for text in ("many", "-1", "1.5")
         ),
         ("pids", "4194305", "less than or equal to 4194304"),

@@ -26,6 +26,8 @@ from tests.kit import Kit, KitError, Server, alpine_base, apk, build, caching, d
 TOP = Path(__file__).parent.parent
 AS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not AS_ROOT, reason="needs root")
+NULL = "touch /dev/null"
+"""The tree has no devices, and some programs want to open one before all else."""
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,8 @@ def test_bash_curl_and_jq_install_and_work(alpine: Alpine, server: Server) -> No
         ("hello-noarch", "hello-noarch", "hello"),
         ("libqrencode-tools", "qrencode -t ASCII -o - hello", "####"),
         ("whois", "whois --version", "Version"),
+        ("git", f"{NULL}; git init -q --bare r; git-receive-pack --advertise-refs r", "report"),
+        ("openssh-client", f"{NULL}; ssh-keygen -qN '' -f k; ssh-keygen -lf k.pub", "SHA256:"),
         ("uuidgen", "uuidgen --sha1 --namespace @dns --name x", "-5"),
         ("ca-certificates", "wc -l /etc/ssl/certs/ca-certificates.crt", "ca-certificates.crt"),
         ("bigzeros", "stat -c %s /usr/share/bigzeros/zeros", str(300 << 20)),

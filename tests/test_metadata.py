@@ -82,6 +82,8 @@ class TestMetadata:
             ("pids = 1", 1),
             ('network = "internet"', Network.INTERNET),
             ("accept_env = []", ()),
+            ("keep_output = true", True),
+            ("keep_output = false", False),
             (f"description = '{'x' * MAX_DESCRIPTION}'", "x" * MAX_DESCRIPTION),
         ],
     )
@@ -141,8 +143,9 @@ class TestMetadata:
                 for name in ["PATH", "HOME", "USER", "CMD_", "CMD_USER", "SSH_AUTH_SOCK",
                              "LD_PRELOAD", "REMOTE_ADDR", "SERVER_SOFTWARE", "BASH_ENV", "IFS"]
             ),
-            ("git_receive = true", "not yet supported"),
-            ("keep_output = true", "not yet supported"),
+            ("git_receive = 1", "true or false"),
+            ("keep_output = 1", "true or false"),
+            ("keep_output = 'true'", "true or false"),
             ("schedule = '@hourly'", "not yet supported"),
             ("http.public = true", "not yet supported"),
             ("[http]", "not yet supported"),

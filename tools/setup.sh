@@ -23,6 +23,8 @@ if [ "$what" = test ]; then
   need libc6-dev gcc
   need mmdebstrap mmdebstrap
   need git git
+  # Debian keeps its programs off the PATH.
+  ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql initdb
 fi
 if command -v "$python" >/dev/null 2>&1 && ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   missing="$missing python3-venv"

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cmdsvc.model import Limits, Network, Terminal
+from cmdsvc.model import SCRIPT_PATH, Limits, Network, Terminal
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import Job
 
 Progress = Callable[[str], None]
 """Takes one line (no line break) of what a build or a fetch is doing; returns at once."""
+
+
+AGENT_PATH = SCRIPT_PATH.rpartition(b"/")[0] + b"/agent"
+"""Where the caller's SSH agent is inside a sandbox; the engine sets SSH_AUTH_SOCK to it."""
+
+
+class Agent(Protocol):
+    """The caller's SSH agent, for one run: an engine calls one of these, once."""
+
+    def listen(self, sock: socket.socket) -> None:
+        """Takes over a listening socket that is at AGENT_PATH in the sandbox, and nowhere else."""
+        ...
+
+    def refuse(self, why: str) -> None:
+        """The run goes on without; `why` is for the caller."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,7 @@ class Invocation:
     limits: Limits
     network: Network
     terminal: Terminal | None = None
+    agent: Agent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +88,37 @@ class Finding:
     level: str
     what: str
     hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a sandbox uses; None where the engine cannot tell."""
+
+    cpu_seconds: float | None
+    """Of processor time, since its start."""
+    memory: int | None
+    """Bytes, now."""
+
+
+DIGITS = 24
+"""Of a digest: as many of its first ones name a layer beyond doubt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What an engine keeps: a package layer, or a base that layers stand on."""
+
+    name: str
+    """Of a layer DIGITS or more of its recipe's digest, of a base what the engine calls it."""
+    base: bool
+    size: int
+    """Bytes of its own."""
+    below: str = ""
+    """The base that a layer stands on, where that is one of the engine's own."""
+    shared: int = 0
+    """Bytes of what is below it: others may stand on that too."""
+    wanted: bool = False
+    """Of a base: the next build takes it."""
 
 
 class Engine(Protocol):
@@ -125,6 +174,21 @@ class Engine(Protocol):
         A program that is not there or cannot be executed is the Outcome 127 or 126. A layer that
         is not here is a LookupError.
         """
+        ...
+
+    async def usage(self) -> Mapping[str, Usage]:
+        """Of the runs that go on, by their ids. For people who look on: it may take a second.
+
+        One that has just ended, or about which nothing can be had, is left out.
+        """
+        ...
+
+    async def layers(self) -> list[Layer]:
+        """What is kept, bases that are not this instance's own left out. It may take a while."""
+        ...
+
+    async def remove(self, layer: Layer) -> bool:
+        """Removes one of them; False where it is in use, by a run, a build or a layer upon it."""
         ...
 
     async def purge(self) -> None:

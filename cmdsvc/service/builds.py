@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cmdsvc.engine import Engine, Invocation, Progress
@@ -69,6 +71,29 @@ class Builds:
         self._building: dict[str, _Build] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
         self._programs: dict[tuple[str, tuple[str, ...]], None] = {}
+        self._held: Counter[str] = Counter()
+        self.failed = 0
+        """Builds that failed since the start."""
+
+    @property
+    def wanted(self) -> int:
+        """Builds that go on or wait."""
+        return len(self._building)
+
+    @contextlib.contextmanager
+    def held(self, recipe: Recipe) -> Iterator[None]:
+        """Its layer is not to be removed meanwhile, though no version needs it yet."""
+        self._held[recipe.digest] += 1
+        try:
+            yield
+        finally:
+            self._held[recipe.digest] -= 1
+            if not self._held[recipe.digest]:
+                del self._held[recipe.digest]
+
+    def holds(self, name: str) -> bool:
+        """Whether a layer of that name (Layer.name) is held."""
+        return any(digest.startswith(name) for digest in (*self._held, *self._building))
 
     async def ensure(self, recipe: Recipe, progress: Progress) -> None:
         """The layer is here on return. The last one who stops waiting stops the build.
@@ -98,6 +123,9 @@ class Builds:
         try:
             async with self._room:
                 await self._engine.build(recipe, build.tell)
+        except Exception:
+            self.failed += 1
+            raise
         finally:
             self._forget(recipe, build)
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from cmdsvc.access import Action, may
+from cmdsvc.access import Action, Verdict, may
 from cmdsvc.engine import Progress
-from cmdsvc.errors import DataError, ExistsError, NotFoundError, UsageError, printable
+from cmdsvc.errors import (
+    BusyError,
+    DataError,
+    ExistsError,
+    ForbiddenError,
+    NotFoundError,
+    UsageError,
+    printable,
+)
 from cmdsvc.metadata import MAX_DESCRIPTION, valid_description
 from cmdsvc.model import READY_MADE, Command, Identity, Limits, Network, check_name
 from cmdsvc.recipe import Recipe, recipe
@@ -28,6 +37,10 @@ class Policy:
     max_source: int
     bases: Mapping[str, str]
     networks: Collection[Network]
+    max_commands: int
+    """Of one user."""
+    max_stored: int
+    """Bytes of source in all versions of one user's commands."""
 
 
 class Commands:
@@ -43,27 +56,34 @@ class Commands:
     ) -> Command:  # fmt: skip
         """A new command of the caller's; ExistsError (73), and whatever the source or the build says."""
         owner = await self.check_new(identity, name)
+        await self._check_room(owner, source)
         if description is not None and not valid_description(description):
             raise UsageError(
                 f"a description is one line of at most {MAX_DESCRIPTION} characters", "shorten it"
             )
-        script, layer = await self._prepare(source, progress)
-        await self._store.ensure_user(owner)
-        return await self._store.create(
-            owner=owner,
-            name=name,
-            description=script.metadata.description if description is None else description,
-            source=source,
-            author=identity.user,
-            digest=layer.digest,
-            created_at=datetime.now(UTC),
-        )
+        async with self._prepared(source, progress) as (script, layer):
+            await self._store.ensure_user(owner)
+            return await self._store.create(
+                owner=owner,
+                name=name.rpartition("/")[2],
+                description=script.metadata.description if description is None else description,
+                source=source,
+                author=identity.user,
+                digest=layer.digest,
+                created_at=datetime.now(UTC),
+            )
 
     async def check_new(self, identity: Identity, name: str) -> str:
         """Refuses early what `create` would refuse for its name; returns the owner."""
         owner = self._own(identity, name)
-        if await self._store.find(owner, name):
+        if await self._store.find(owner, name.rpartition("/")[2]):
             raise ExistsError(f"{name} exists already", f"change it with :edit {name}")
+        commands, _ = await self._store.stored(owner)
+        if commands >= self._policy.max_commands:
+            raise BusyError(
+                f"you have {commands} commands, and can have {self._policy.max_commands}",
+                "remove some with :delete, or ask the operator",
+            )
         return owner
 
     async def edit(
@@ -71,47 +91,53 @@ class Commands:
     ) -> Command:
         """A new version; the old one stays what runs until this one is whole."""
         command = await self.find(identity, name, Action.EDIT)
-        script, layer = await self._prepare(source, progress)
-        return await self._store.add_version(
-            owner=command.owner,
-            name=command.name,
-            source=source,
-            description=script.metadata.description or command.description,
-            author=identity.user,
-            digest=layer.digest,
-            created_at=datetime.now(UTC),
-        )
+        await self._check_room(command.owner, source)
+        async with self._prepared(source, progress) as (script, layer):
+            return await self._store.add_version(
+                owner=command.owner,
+                name=command.name,
+                source=source,
+                description=script.metadata.description or command.description,
+                author=identity.user,
+                digest=layer.digest,
+                created_at=datetime.now(UTC),
+            )
 
     async def delete(self, identity: Identity, name: str) -> Command:
         command = await self.find(identity, name, Action.DELETE)
-        if not await self._store.delete(command.owner, command.name):
+        if not await self._store.delete(command.owner, command.name, by=identity.user):
             raise await self._not_found(identity, name)
         return command
 
     async def find(self, identity: Identity, name: str, action: Action) -> Command:
-        """The command that `name` (NAME or OWNER/NAME) means to this caller, if it may do `action`.
+        """The command that `name` (NAME or OWNER/NAME) means to this caller, who may do `action`.
 
-        One's own come first, then the ready-made. NotFoundError (127) else, with a suggestion from
-        what the caller may see.
+        One's own come first, then the ready-made. NotFoundError (127) where there is none or none
+        that the caller may know of, with a suggestion from what he may; ForbiddenError (77) where
+        he may know of it but not do that.
         """
         owner, short = self._split(identity, name)
         command = None
-        if owner != READY_MADE and may(identity, action, owner):
+        if owner != READY_MADE:
             command = await self._store.find(owner, short)
         if command is None and ("/" not in name or owner == READY_MADE):
             command = self._ready_made.find(short)
-            if command is not None and not may(identity, action, READY_MADE):
-                command = None
-        if command is None:
+        verdict = may(identity, action, command)
+        if command is None or verdict is Verdict.UNKNOWN:
             raise await self._not_found(identity, name)
+        if verdict is Verdict.FORBIDDEN:
+            raise ForbiddenError(
+                f"{command.full_name} is not yours to {action.name.lower()}",
+                f"ask {command.owner}" if command.owner != READY_MADE else "copy it with :source",
+            )
         return command
 
     async def list(self, identity: Identity, *, all_: bool) -> list[Listing]:
-        """The caller's own commands; `all_`: the ready-made too."""
+        """The caller's own commands; `all_`: others' that he may run, and the ready-made, too."""
         own = await self._store.list_commands(identity.user)
         if not all_:
             return own
-        return own + [
+        ready = [
             Listing(
                 owner=c.owner,
                 name=c.name,
@@ -121,13 +147,30 @@ class Commands:
             )
             for c in self._ready_made.commands.values()
         ]
+        return [*own, *await self._store.runnable(identity.subject), *ready]
 
     def parse(self, source: bytes) -> tuple[Script, Recipe]:
         """What a stored source means; what the operator allows today is not asked."""
         script = parse(source, max_size=max(len(source), self._policy.max_source))
         return script, recipe(script, self._policy.bases)
 
-    async def _prepare(self, source: bytes, progress: Progress) -> tuple[Script, Recipe]:
+    async def digests(self) -> set[str]:
+        """Of the layers that all commands and the ready-made ones would run on now."""
+        found = {command.version.digest for command in self._ready_made.commands.values()}
+        for owner in await self._store.users():
+            for name in await self._store.names(owner):
+                command = await self._store.find(owner, name)
+                if command is not None:
+                    with contextlib.suppress(DataError):  # a base that is no more
+                        _, layer = await asyncio.to_thread(self.parse, command.version.source)
+                        found.add(layer.digest)
+        return found
+
+    @contextlib.asynccontextmanager
+    async def _prepared(
+        self, source: bytes, progress: Progress
+    ) -> AsyncIterator[tuple[Script, Recipe]]:
+        """What `source` means, its layer made, and kept until a version needs it."""
         policy = self._policy
         script = await asyncio.to_thread(  # what is hostile may take a good part of a second
             parse, source, policy.limits, tuple(policy.bases), policy.max_source
@@ -140,11 +183,23 @@ class Commands:
         layer = recipe(script, policy.bases)
         for warning in script.warnings:
             progress(f"warning: {warning}")
-        await self._builds.ensure(layer, progress)
-        await self._builds.check_programs(layer, script.programs)
-        return script, layer
+        with self._builds.held(layer):
+            await self._builds.ensure(layer, progress)
+            await self._builds.check_programs(layer, script.programs)
+            yield script, layer
+
+    async def _check_room(self, owner: str, source: bytes) -> None:
+        most = self._policy.max_stored
+        _, stored = await self._store.stored(owner)
+        if stored + len(source) > most:
+            raise BusyError(
+                f"{owner} has {stored} bytes of source in all versions, of {most} at most",
+                "remove commands with :delete, or ask the operator",
+            )
 
     def _own(self, identity: Identity, name: str) -> str:
+        if may(identity, Action.CREATE) is not Verdict.ALLOWED:
+            raise ForbiddenError("a token only runs commands", "log in with a key")
         owner, slash, short = name.rpartition("/")
         check_name(short if slash else name)
         if slash and owner != identity.user:

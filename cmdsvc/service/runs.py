@@ -10,13 +10,13 @@ import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cmdsvc import __version__
-from cmdsvc.access import Action
-from cmdsvc.engine import Engine, Invocation
-from cmdsvc.errors import BusyError, CmdError, EngineError, NotExecutableError
+from cmdsvc.access import Action, Verdict, may
+from cmdsvc.engine import Agent, Engine, Invocation
+from cmdsvc.errors import BusyError, CmdError, EngineError, NotExecutableError, UsageError
 from cmdsvc.metadata import limits_of
 from cmdsvc.model import (
     SCRIPT_PATH,
@@ -35,8 +35,12 @@ from cmdsvc.model import (
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import Caller, relay
 from cmdsvc.script import Script
+from cmdsvc.service.admission import Admission, shutting_down
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands
+from cmdsvc.service.environment import Environment
+from cmdsvc.service.live import Going, Live
+from cmdsvc.service.outputs import Kept, Nobody, Watched
 from cmdsvc.store import Store
 
 log = logging.getLogger("cmdsvc.run")
@@ -65,6 +69,12 @@ class Request:
     """As the caller sent it; what is not allowed is left out."""
     remote_addr: str
     terminal: Terminal | None = None
+    timeout: float | None = None
+    """Seconds, where the caller wants it ended sooner than its limit would."""
+    agent: Agent | None = None
+    """The caller's, where he lets it be used."""
+    git: bool = False
+    """Whether a git client asks, to push."""
 
 
 class Runs:
@@ -74,32 +84,77 @@ class Runs:
         engine: Engine,
         builds: Builds,
         commands: Commands,
+        env: Environment,
         *,
         limits: Limits,
-        max_runs: int,
-        max_runs_per_user: int,
+        admission: Admission,
+        output_max: int,
     ) -> None:
         self._store = store
         self._engine = engine
         self._builds = builds
         self._commands = commands
+        self._env = env
         self._limits = limits
-        self._max_runs = max_runs
-        self._max_runs_per_user = max_runs_per_user
-        self._running: Counter[str] = Counter()
+        self._output_max = output_max
+        self._detached: set[asyncio.Task[None]] = set()
         self._parsed: OrderedDict[tuple[str, int, datetime], tuple[Script, Recipe]] = OrderedDict()
         self._endings: set[asyncio.Task[None]] = set()
+        self.admission = admission
+        self.live = Live(store, commands)
+        self.ended: Counter[Reason] = Counter()
+        """How the runs since the start ended."""
         self.draining = False
         """Whether new runs are refused, since the service is going down."""
+        self.closed = ""
+        """Why new runs are refused, in the operator's words; "" where they are not."""
 
     async def run(self, request: Request, caller: Caller) -> Outcome:
         """Runs a command to its end and returns how it ended.
 
-        Errors: BusyError (75: over a limit, or draining), NotFoundError (127), EngineError (125).
-        The end is recorded behind the caller's back, so that nobody waits for it.
+        Errors: BusyError (75: over a limit, or draining), NotFoundError (127), EngineError (125),
+        UsageError (64: more time than it may have). The end is recorded behind the caller's back,
+        so that nobody waits for it, unless its output is kept.
         """
+        return await self._run(request, caller, None)
+
+    async def detach(self, request: Request) -> str:
+        """Begins a run that goes on without its caller, its output kept; returns its id.
+
+        Errors: as `run`, until it has begun. It counts within the limits like any other.
+        """
+        begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._alone(request, begun))
+        self._detached.add(task)
+        task.add_done_callback(self._detached.discard)
+        try:
+            return await begun
+        except asyncio.CancelledError:
+            task.cancel()  # nobody has got its id
+            raise
+
+    async def _alone(self, request: Request, begun: asyncio.Future[str]) -> None:
+        try:
+            outcome = await self._run(replace(request, agent=None), Nobody(), begun)
+            if not begun.done():
+                raise BusyError(f"it was stopped before it began: {outcome.message}", "try again")  # noqa: TRY301 - told like what fails earlier
+        except Exception as error:
+            if not begun.done():
+                begun.set_exception(error)
+            elif not isinstance(error, CmdError):  # what an engine says is in the run's record
+                log.exception("a detached run failed")
+
+    async def _run(
+        self, request: Request, caller: Caller, begun: asyncio.Future[str] | None
+    ) -> Outcome:
+        """`begun` is told the id of a detached run."""
         user = request.identity.user
-        self._admit(user)
+        if self.draining:
+            raise shutting_down()
+        if self.closed:
+            raise BusyError(self.closed, "no new runs until then; try again later")
+        if not self.admission.enter(user):
+            await self.admission.wait(user)
         try:
             command = await self._commands.find(request.identity, request.name, Action.RUN)
             run = Run(
@@ -110,26 +165,14 @@ class Runs:
                 door=request.door,
                 started_at=datetime.now(UTC),
             )
-            invocation = self._invocation(run, request, command, *self._parse(command))
-            return await self._recorded(run, self._started(run, invocation, caller))
+            script, recipe = self._parse(command)
+            invocation = self._invocation(run, request, command, script, recipe)
+            keep = begun is not None or script.metadata.keep_output
+            watched = Watched(caller, Kept(self._output_max) if keep else None)
+            going = Going(run, request.identity, watched)
+            return await self._recorded(going, self._started(going, invocation, begun))
         finally:
-            self._leave(user)
-
-    def _admit(self, user: str) -> None:
-        if self.draining:
-            raise BusyError("the service is shutting down", "try again in a minute")
-        if self._running.total() >= self._max_runs:
-            raise BusyError(f"{self._max_runs} runs are going on", "try again in a moment")
-        if self._running[user] >= self._max_runs_per_user:
-            raise BusyError(
-                f"{self._max_runs_per_user} runs of yours are going on", "try again in a moment"
-            )
-        self._running[user] += 1
-
-    def _leave(self, user: str) -> None:
-        self._running[user] -= 1
-        if not self._running[user]:
-            del self._running[user]
+            self.admission.leave(user)
 
     def _invocation(
         self, run: Run, request: Request, command: Command, script: Script, recipe: Recipe
@@ -143,27 +186,47 @@ class Runs:
             recipe=recipe,
             argv=(*(script.utility or (SCRIPT_PATH,)), *request.args),
             script=script.body,
-            env=environment(run, request, command, script),
-            limits=limits_of(script.metadata, self._limits),
+            env=environment(run, request, command, script, self._env.opened(command)),
+            limits=self._limits_of(request, script),
             network=self._network(script),
             terminal=request.terminal,
+            agent=(
+                request.agent
+                if may(request.identity, Action.AGENT, command) is Verdict.ALLOWED
+                else None
+            ),
         )
 
-    async def _started(self, run: Run, invocation: Invocation, caller: Caller) -> Outcome:
-        await self._store.begin_run(run)
+    def _limits_of(self, request: Request, script: Script) -> Limits:
+        limits = limits_of(script.metadata, self._limits)
+        if request.timeout is None:
+            return limits
+        if request.timeout > limits.timeout:
+            raise UsageError(
+                f"its time limit is {limits.timeout:g} s", "ask for less: it can only be lowered"
+            )
+        return replace(limits, timeout=request.timeout)
+
+    async def _started(
+        self, going: Going, invocation: Invocation, begun: asyncio.Future[str] | None
+    ) -> Outcome:
+        await self._store.begin_run(going.run)
+        if begun is not None and not begun.done():
+            begun.set_result(going.run.id)
         try:
             job = await self._engine.start(invocation)
         except LookupError:  # the layer is gone from this machine: made again from its recipe
             await self._builds.ensure(invocation.recipe, lambda _: None)
             job = await self._engine.start(invocation)
-        return await relay(caller, job, timeout=invocation.limits.timeout)
+        return await relay(going.watched, job, timeout=invocation.limits.timeout)
 
-    async def _recorded(self, run: Run, running: Coroutine[None, None, Outcome]) -> Outcome:
+    async def _recorded(self, going: Going, running: Coroutine[None, None, Outcome]) -> Outcome:
         """The outcome of `running`, recorded whatever it is, also when this task is cancelled."""
         outcome = Outcome(70, Reason.ENGINE, "internal error")
         begun = time.monotonic()
+        self.live.add(going)
         try:
-            outcome = await running
+            outcome = await going.stoppable(running)
         except CmdError as error:
             outcome = Outcome(error.exit_status, Reason.ENGINE, str(error))
             raise
@@ -173,16 +236,35 @@ class Runs:
         except LookupError as error:
             raise EngineError("the image is not there", "upload the script again") from error
         finally:
-            ending = asyncio.create_task(self._end(run, outcome, time.monotonic() - begun))
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
+            ending = self._over(going, outcome, time.monotonic() - begun)
+        if going.kept is not None:
+            await asyncio.shield(ending)  # who knows of the end can ask for the output
         return outcome
 
-    async def _end(self, run: Run, outcome: Outcome, seconds: float) -> None:
+    def _over(self, going: Going, outcome: Outcome, seconds: float) -> asyncio.Task[None]:
+        going.run = run = replace(going.run, ended_at=datetime.now(UTC), outcome=outcome)
+        self.ended[outcome.reason] += 1
+        if going.kept is not None:
+            if outcome.message:
+                name = run.command.rpartition("/")[2]
+                going.kept.add(2, f"cmdsvc: {name}: {outcome.message}\n".encode())
+            going.kept.end()
+        going.ended.set()
+        ending = asyncio.create_task(self._end(going, outcome, seconds))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        return ending
+
+    async def _end(self, going: Going, outcome: Outcome, seconds: float) -> None:
+        run = going.run
         try:
-            await self._store.end_run(run.id, datetime.now(UTC), outcome)
+            if going.kept is not None:
+                await self._store.keep_output(run.id, going.kept.output())
+            await self._store.end_run(run.id, run.ended_at or datetime.now(UTC), outcome)
         except CmdError:
             log.exception("the end of a run was not recorded", extra={"fields": {"run": run.id}})
+        finally:
+            self.live.remove(going)
         log.info(
             "run",
             extra={
@@ -214,10 +296,27 @@ class Runs:
             return script.metadata.network
         return Network.INTERNET if Network.INTERNET in self._engine.networks else Network.NONE
 
+    async def stop(self, subject: str, *, by: str, command: str | None = None) -> int:
+        """See `Live.stop`."""
+        return await self.live.stop(subject, by=by, command=command)
+
+    async def drain(self, grace: float) -> bool:
+        """Refuses new runs; True when the detached ones ended within `grace` seconds."""
+        self.draining = True
+        self.admission.close()
+        if not self._detached:
+            return True
+        _, left = await asyncio.wait(self._detached, timeout=grace)
+        return not left
+
     async def aclose(self) -> None:
-        """Waits until every ended run is recorded."""
-        if self._endings:
-            await asyncio.wait(self._endings)
+        """Ends what goes on, and waits until every ended run is recorded."""
+        self.draining = True
+        self.admission.close()
+        self.live.stop_all(Outcome(70, Reason.LOST, "the server stopped while this ran"))
+        for tasks in (self._detached, self._endings):
+            if tasks:
+                await asyncio.wait(tasks)
 
 
 def run_id() -> str:
@@ -226,12 +325,19 @@ def run_id() -> str:
     return base64.b32hexencode(raw).decode().lower()
 
 
-def environment(run: Run, request: Request, command: Command, script: Script) -> dict[bytes, bytes]:
-    """All that the script will find in its environment; the service's own names always win."""
+def environment(
+    run: Run, request: Request, command: Command, script: Script, owners: Mapping[bytes, bytes]
+) -> dict[bytes, bytes]:
+    """All that the script will find in its environment.
+
+    The service's own names always win, then come `owners`, the command's own, then the caller's.
+    """
     env = {b"LANG": b"C.UTF-8"}
     if request.terminal:
         env[b"TERM"] = request.terminal.term.encode()
     allowed = {name.encode() for name in (*PASSED, *script.metadata.accept_env)}
+    if request.git:
+        allowed.add(b"GIT_PROTOCOL")  # git(1): which version of its protocol the client speaks
     room = ENV_MAX
     for key, value in request.env.items():
         if (key not in allowed and not LOCALE.fullmatch(key)) or b"\0" in value:
@@ -241,7 +347,9 @@ def environment(run: Run, request: Request, command: Command, script: Script) ->
             break
         env[key] = value
     user = request.identity.user.encode()
-    return env | {
+    return {
+        **env,
+        **owners,
         b"PATH": SEARCH_PATH,
         b"HOME": WORK_DIR,
         b"USER": user,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import cast
 
 import asyncssh
+from asyncssh.channel import SSHChannel
 from asyncssh.constants import (
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EXTENDED_DATA,
@@ -20,6 +21,10 @@ from asyncssh.constants import (
     MSG_USERAUTH_LAST,
 )
 from asyncssh.packet import PacketDecodeError, SSHPacket, SSHPacketLogger
+
+from cmdsvc.ssh.identities import Login
+from cmdsvc.ssh.restrictions import FREE
+from cmdsvc.store import Notice
 
 UNSENT_HIGH = 512 << 10
 """Bytes that the client has not taken, above which nobody writes to it."""
@@ -53,6 +58,19 @@ class Link(asyncssh.SSHServerConnection):
         self.received_much: Callable[[], None] = lambda: None
         """Called after each LOOK bytes."""
         self.logging_in = True
+        self.find: Callable[[str, bytes, bytes], Awaitable[Login | None]] = _nobody
+        """Whose the key or certificate is that a client offers under a name, with its signature."""
+        self.proved: Callable[[Login], None] = lambda _: None
+        self.login: Login | None = None
+        """Whom the newest valid signature was of."""
+        self.told: Notice | None = None
+        """The operator's notice that the client has seen."""
+        self.offered = b""
+        """The public key that `find` has just named somebody for."""
+        self.agent_offered = False
+        """Whether the client lets its SSH agent be used: for all its sessions, as in sshd(8)."""
+        self.agent_channels: set[asyncio.Task[None]] = set()
+        """Those that the client has not closed yet."""
         self._room = asyncio.Event()
         self._room.set()
         self._held: dict[SSHPacketLogger, list[tuple[bytes, ...]]] = {}
@@ -70,7 +88,7 @@ class Link(asyncssh.SSHServerConnection):
             await self._room.wait()
         self._burst = 0
 
-    def hold(self, channel: asyncssh.SSHServerChannel[bytes]) -> None:
+    def hold(self, channel: SSHChannel[bytes]) -> None:
         """The client may send what it was promised on this channel, and no more until `release`.
 
         Unlike asyncssh's own pause, this neither hides that the channel was closed nor keeps each
@@ -78,7 +96,7 @@ class Link(asyncssh.SSHServerConnection):
         """
         self._held.setdefault(channel, [])
 
-    def release(self, channel: asyncssh.SSHServerChannel[bytes]) -> None:
+    def release(self, channel: SSHChannel[bytes]) -> None:
         for packet in self._held.pop(channel, ()):
             if not channel.is_closing():
                 self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, *packet, handler=channel)
@@ -89,7 +107,38 @@ class Link(asyncssh.SSHServerConnection):
         # asyncssh tells the client which algorithms are taken, and takes what the key can do: SHA-1.
         if msg and _algorithm(signature) not in self._signatures:
             return False
-        return await super().validate_public_key(username, key_data, msg, signature)
+        login = await self.find(username, key_data, signature)
+        if login is None:
+            return False
+        # Certificates are judged by `find`; the signature, over all that was offered, is their key's.
+        self.offered = login.key
+        if not await super().validate_public_key(username, login.key, msg, signature):
+            return False
+        if msg:
+            self.login = login
+            self.proved(login)
+        return True
+
+    # What a certificate, or a line of a keys file, takes away: asyncssh asks, and sees to it.
+
+    def get_key_option(self, option: str, default: object = None) -> object:
+        if option == "command" and self.login is not None:
+            return self.login.restrictions.command
+        return super().get_key_option(option, default)
+
+    def check_key_permission(self, permission: str) -> bool:
+        given = self.login.restrictions if self.login is not None else FREE
+        match permission:
+            case "pty":
+                return given.pty
+            case "agent-forwarding":
+                return given.agent_forwarding
+        return super().check_key_permission(permission)
+
+    async def create_agent_listener(self) -> bool:
+        """Whether a request to forward the agent is granted: without a socket of asyncssh's own."""
+        self.agent_offered = self.check_key_permission("agent-forwarding")
+        return self.agent_offered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket_transport = cast(asyncio.Transport, transport)
@@ -160,6 +209,11 @@ class Link(asyncssh.SSHServerConnection):
             self._room.clear()
         else:
             self._room.set()
+
+
+async def _nobody(name: str, offered: bytes, signature: bytes) -> Login | None:
+    del name, offered, signature
+    return None
 
 
 def _algorithm(signature: bytes) -> bytes:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import asyncssh
 
 from cmdsvc import __version__
 from cmdsvc.errors import CmdError
-from cmdsvc.model import Identity, Via
-from cmdsvc.ssh.keys import KeyRing
+from cmdsvc.model import TOKEN_PREFIX, Identity
+from cmdsvc.service.top import Resource
+from cmdsvc.ssh.blobs import SIGNATURES, fingerprint
+from cmdsvc.ssh.failures import Failures
+from cmdsvc.ssh.identities import Identities, Login
 from cmdsvc.ssh.link import Link
 from cmdsvc.ssh.session import Session
 from cmdsvc.ssh.verbs import Services
@@ -44,16 +49,6 @@ MACS = (
     "hmac-sha2-256",
     "hmac-sha2-512",
 )
-SIGNATURES = (
-    "ssh-ed25519",
-    "sk-ssh-ed25519@openssh.com",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "sk-ecdsa-sha2-nistp256@openssh.com",
-    "rsa-sha2-512",
-    "rsa-sha2-256",
-)
 
 SESSIONS_PER_CONNECTION = 256
 PER_ADDRESS = 20
@@ -71,22 +66,36 @@ class SshSettings:
     max_connections: int
     login_timeout: float
     operators: frozenset[str]
+    socket: socket.socket | None = None
+    """One that listens already, in the place of host and port."""
+
+
+def logging_in_most(max_connections: int) -> int:
+    """How many connections may be before the end of their login."""
+    return max(PER_ADDRESS, max_connections // 10)
 
 
 class SshServer:
     def __init__(
-        self, settings: SshSettings, key: asyncssh.SSHKey, ring: KeyRing, services: Services
+        self,
+        settings: SshSettings,
+        key: asyncssh.SSHKey,
+        identities: Identities,
+        services: Services,
     ) -> None:
         self.settings = settings
-        self.ring = ring
+        self.identities = identities
         self.services = services
         self.connections: set[Connection] = set()
         self.logging_in: Counter[str] = Counter()
+        self.failures = Failures()
         self._sessions: set[Session] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._key = key
         self._listener: asyncio.Server | None = None
+        self.refused = 0
+        """Connections that were too many, since the start."""
 
     async def open(self) -> None:
         """Listens. CmdError where the address cannot be had."""
@@ -117,9 +126,7 @@ class SshServer:
         try:
             self._listener = await loop.create_server(
                 lambda: Link(loop, options, SIGNATURES),
-                settings.host,
-                settings.port,
-                reuse_address=True,
+                **_where(settings),
                 backlog=512,
             )
         except OSError as error:
@@ -138,6 +145,24 @@ class SshServer:
     @property
     def fingerprint(self) -> str:
         return self._key.get_fingerprint()
+
+    def load(self) -> Resource:
+        """Connections, and who among them is not logged in yet."""
+        most = self.settings.max_connections
+        return Resource(
+            "connections",
+            len(self.connections),
+            most,
+            self.logging_in.total(),
+            logging_in_most(most),
+            self.refused,
+        )
+
+    def oust(self, user: str) -> None:
+        """Ends the connections of a user, and of who came by one of his tokens."""
+        for connection in list(self.connections):
+            if connection.user == user:
+                connection.close()
 
     def stop_listening(self) -> None:
         if self._listener is not None:
@@ -174,36 +199,55 @@ class SshServer:
             await self._listener.wait_closed()
 
 
+def _where(settings: SshSettings) -> dict[str, Any]:
+    if settings.socket is not None:
+        return {"sock": settings.socket}
+    return {"host": settings.host, "port": settings.port, "reuse_address": True}
+
+
 class Connection(asyncssh.SSHServer):
     """One client's connection, from its first byte on."""
 
     def __init__(self, server: SshServer) -> None:
         self._server = server
         self._conn: Link | None = None
-        self._offered: tuple[str, str] | None = None
         self._identity: Identity | None = None
         self._address = ""
         self._sessions: set[Session] = set()
         self._counted = False
+        self._tried = False
+        """Whether it has tried to log in, and has not yet."""
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         assert isinstance(conn, Link)  # noqa: S101 - nothing else is made where it listens
         self._conn = conn
         conn.received_much = self._look
+        conn.find = self._find
+        conn.proved = self._server.identities.proved
         self._address = str((conn.get_extra_info("peername") or ("",))[0])
         server = self._server
         waiting = server.logging_in
         if (
             len(server.connections) >= server.settings.max_connections
-            or waiting.total() >= max(PER_ADDRESS, server.settings.max_connections // 10)
+            or waiting.total() >= logging_in_most(server.settings.max_connections)
             or waiting[self._address] >= PER_ADDRESS
+            or server.failures.too_many(self._address)
         ):
-            log.warning("too many connections", extra={"fields": {"address": self._address}})
+            server.refused += 1
+            log.warning(
+                "too many connections or failed logins",
+                extra={"fields": {"address": self._address}},
+            )
             conn.abort()
             return
         server.connections.add(self)
         waiting[self._address] += 1
         self._counted = True
+
+    @property
+    def user(self) -> str | None:
+        """Who came, once that is known."""
+        return self._identity.user if self._identity else None
 
     def _logged_in(self) -> None:
         """No longer counts among those before the end of their login."""
@@ -224,39 +268,49 @@ class Connection(asyncssh.SSHServer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._logged_in()
+        if self._tried:
+            self._server.failures.note(self._address)
         self._server.connections.discard(self)
         for session in list(self._sessions):  # also those that asyncssh never began
             session.connection_lost(exc)
 
-    def begin_auth(self, username: str) -> bool:
-        del username  # a claim, no more
-        return True
+    async def begin_auth(self, username: str) -> bool:
+        """Whether more is needed than the name: a claim, no more, unless it is a token."""
+        self._tried = True
+        if not username.startswith(TOKEN_PREFIX):
+            return True
+        self._identity = await self._server.services.sharing.identify(username)
+        return self._identity is None
 
     def public_key_auth_supported(self) -> bool:
         return True
 
+    async def _find(self, name: str, offered: bytes, signature: bytes) -> Login | None:
+        return await self._server.identities.find(name, offered, signature, self._address)
+
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Whether the key is somebody's; asked before its signature is checked, and for every key."""
+        """The link has asked already whose it is; here it is only the same key."""
         del username
-        owner = self._server.ring.owner(key)
-        self._offered = (owner and (owner, key.get_fingerprint())) or None
-        return owner is not None
+        return self._conn is not None and key.public_data == self._conn.offered
 
     def auth_completed(self) -> None:
         self._logged_in()
-        if self._offered is None:
+        self._tried = False
+        login = self._conn.login if self._conn is not None else None
+        if login is None:
             return
-        user, fingerprint = self._offered
         self._identity = Identity(
-            user=user,
-            via=Via.KEY,
-            key=fingerprint,
-            operator=user in self._server.settings.operators,
+            user=login.user,
+            via=login.via,
+            key=fingerprint(login.key),
+            operator=login.user in self._server.settings.operators,
         )
 
     def session_requested(self) -> Session | bool:
         conn, identity = self._conn, self._identity
         if conn is None or identity is None or len(self._sessions) >= SESSIONS_PER_CONNECTION:
+            return False
+        if conn.login is not None and not self._server.identities.holds(conn.login):
             return False
         session = Session(self._server.services, identity, self._address, conn, self._session_over)
         self._sessions.add(session)

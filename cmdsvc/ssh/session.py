@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import asyncssh
 
@@ -14,6 +15,8 @@ from cmdsvc.errors import CmdError, UsageError, one_line
 from cmdsvc.model import Door, Identity, Outcome, Terminal
 from cmdsvc.relay import CallerGone, Event, Resize, Signal
 from cmdsvc.service.runs import Request
+from cmdsvc.ssh import git
+from cmdsvc.ssh.agent import ForwardedAgent
 from cmdsvc.ssh.builtins import dispatch
 from cmdsvc.ssh.link import Link
 from cmdsvc.ssh.verbs import Services
@@ -26,9 +29,6 @@ EVENTS_MAX = 64
 ENTRY = 128
 """Bytes that an entry of the environment costs beside what is in it."""
 TERM = re.compile(r"[A-Za-z0-9._+-]{1,64}")
-BUILTIN_WORDS = 1000
-BUILTIN_MAX = 32 << 10
-"""Words and characters that a builtin is asked with: argparse takes time by their square."""
 PIECE = re.compile(
     r"""
       (?P<space> [ \t\r\n]++ )
@@ -62,6 +62,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._command: str | None = None
         self._terminal: Terminal | None = None
         self._task: asyncio.Task[None] | None = None
+        self._agent: ForwardedAgent | None = None
 
         self._unread = bytearray()
         self._eof = False
@@ -202,7 +203,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
         try:
             try:
                 words = split(self._command or "")
-                name = one_line(words[0])[:80] if words else ":help"
+                name = one_line(git.repository(words) or words[0])[:80] if words else ":help"
+                await self._services.sharing.welcome(self._identity)
+                await self._tell(name)
                 outcome = await self._do(words)
                 status = outcome.exit_status
                 if outcome.message:
@@ -218,29 +221,52 @@ class Session(asyncssh.SSHServerSession[bytes]):
         except CallerGone:
             pass
         finally:
+            if self._agent is not None:
+                await self._agent.aclose()
             if self._chan is not None and not self._gone:
                 self._chan.exit(status)
 
     async def _do(self, words: list[str]) -> Outcome:
         if not words or words[0].startswith(":"):
-            if len(words) > BUILTIN_WORDS or len(self._command or "") > BUILTIN_MAX:
-                raise UsageError("too many words for a builtin", "what is long goes to its stdin")
             return await dispatch(
-                words or [":help"], self._services, self._identity, self, self._terminal
+                words or [":help"],
+                self._services,
+                self._identity,
+                self,
+                self._terminal,
+                request=self._request,
             )
+        repository = git.repository(words)
+        if repository is None:
+            request = self._request(words[0], words[1:])
+        else:
+            commands = self._services.commands
+            request = await git.asked(repository, words, self._identity, commands, self._request)
+        return await self._services.runs.run(request, self)
+
+    async def _tell(self, name: str) -> None:
+        """The operator's notice, once on a connection, where a script does not take it for output."""
+        notice = self._services.notices.current
+        if notice is None or self._link.told == notice:
+            return
+        if self._terminal or name.startswith(":"):
+            self._link.told = notice
+            await self._say("notice", one_line(notice.text))
+
+    def _request(self, name: str, args: Sequence[str]) -> Request:
         chan = self._chan
         assert chan is not None  # noqa: S101 - connection_made comes first
-        return await self._services.runs.run(
-            Request(
-                identity=self._identity,
-                door=Door.SSH,
-                name=words[0],
-                args=[word.encode() for word in words[1:]],
-                env=chan.get_environment_bytes(),
-                remote_addr=self._address,
-                terminal=self._terminal,
-            ),
-            self,
+        if self._link.agent_offered and self._agent is None:
+            self._agent = ForwardedAgent(self._link, functools.partial(self._say, name))
+        return Request(
+            identity=self._identity,
+            door=Door.SSH,
+            name=name,
+            args=[word.encode() for word in args],
+            env=chan.get_environment_bytes(),
+            remote_addr=self._address,
+            terminal=self._terminal,
+            agent=self._agent,
         )
 
     async def _say(self, name: str, text: str) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import unicodedata
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,7 +18,14 @@ from cmdsvc.model import Identity, Terminal
 from cmdsvc.relay import Caller
 from cmdsvc.service.commands import Commands
 from cmdsvc.service.editor import Editor
-from cmdsvc.service.runs import Runs
+from cmdsvc.service.environment import Environment
+from cmdsvc.service.keeping import Keeping
+from cmdsvc.service.notices import Notices
+from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.sharing import Sharing
+from cmdsvc.service.top import Top
+from cmdsvc.service.versions import Versions
+from cmdsvc.ssh.ownkeys import OwnKeys
 
 PROGRESS_MAX = 1000
 """Lines of progress kept for a client that reads slowly; the oldest are dropped."""
@@ -30,8 +37,17 @@ class Services:
 
     commands: Commands
     runs: Runs
+    sharing: Sharing
+    env: Environment
+    top: Top
+    versions: Versions
+    keys: OwnKeys
+    keeping: Keeping
+    notices: Notices
     editor: Editor
     max_source: int
+    address: Callable[[], tuple[str, int]]
+    """Where SSH is served."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,10 +65,27 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--help", action="store_true", help="show this help")
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(printable(message), f"see {self.prog} --help")
+        # What follows a = may be a secret.
+        raise UsageError(printable(message.partition("=")[0]), f"see {self.prog} --help")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise UsageError(message or str(status), f"see {self.prog} --help")
+
+
+def grants(parser: Parser, metavar: str, what: str) -> None:
+    """The arguments of what lists, grants and revokes."""
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("what", nargs="?", choices=["ls", "grant", "revoke"], default="ls")
+    parser.add_argument("subjects", nargs="*", metavar=metavar, help=what)
+    parser.add_argument("-j", "--json", action="store_true", help="a list of objects")
+
+
+def granted(options: argparse.Namespace) -> list[str]:
+    """Whom `grants` names; UsageError where it names nobody to grant or revoke, or one to list."""
+    subjects: list[str] = options.subjects
+    if bool(subjects) == (options.what == "ls"):
+        raise UsageError("name who is meant", "NAME [ls | grant WHO... | revoke WHO...]")
+    return subjects
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +97,8 @@ class Call:
     caller: Caller
     terminal: Terminal | None
     options: argparse.Namespace
+    request: Callable[[str, Sequence[str]], Request]
+    """Asks for a run of that command with these arguments, as the caller would by itself."""
 
     async def out(self, text: str) -> None:
         """Text for stdout, as it is but for a terminal's line ends."""
@@ -147,11 +182,15 @@ class Call:
         if self.terminal is None:
             await self.out("".join("\t".join(row) + "\n" for row in clean))
             return
-        table = [[column.upper() for column in columns], *clean]
-        widths = [max(map(_width, cells)) for cells in zip(*table, strict=True)]
-        for row in table:
-            cells = (c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True))
-            await self.out(_fit("  ".join(cells).rstrip(), self.terminal.columns) + "\n")
+        for line in layout(columns, clean, self.terminal.columns):
+            await self.out(f"{line}\n")
+
+    async def typed(self, keys: bytes) -> bool:
+        """Whether one of `keys` was typed on the terminal before its input ended."""
+        async for data in self.caller.stdin():
+            if any(key in data for key in keys):
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +203,9 @@ class Builtin:
     run: Callable[[Call], Awaitable[int]]
     arguments: Callable[[Parser], None] = lambda _: None
     alias: str | None = None
+    own: Callable[[Sequence[str]], int] | None = None
+    """How many of the words are the builtin's, where others follow that are not to be parsed:
+    `options.rest` has them."""
 
     def parser(self) -> Parser:
         parser = Parser(self.verb, self.summary, self.example)
@@ -171,8 +213,26 @@ class Builtin:
         return parser
 
 
+def layout(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """The lines of a table with its header, each cut to `width` columns of a terminal."""
+    table = [[column.upper() for column in columns], *rows]
+    widths = [max(map(_width, cells)) for cells in zip(*table, strict=True)]
+    for row in table:
+        cells = (c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True))
+        yield _fit("  ".join(cells).rstrip(), width)
+
+
 def _cell(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else one_line(str(value))
+
+
+def spell_size(size: float) -> str:
+    """Bytes in powers of 1024, three digits."""
+    for unit in ("", "K", "M", "G"):
+        if size < 1000:
+            return f"{size:.0f}{unit}" if not unit or size >= 100 else f"{size:.1f}{unit}"
+        size /= 1024
+    return f"{size:.1f}T"
 
 
 def _width(text: str) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
-from cmdsvc.model import Command, Outcome, Run
+from cmdsvc.errors import UsageError
+from cmdsvc.model import Command, Entry, Outcome, Output, Run, Token, Version, VersionInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,18 @@ class Listing:
         return f"{self.owner}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What the operator says to everyone; `closed`: no new runs meanwhile (75)."""
+
+    text: str
+    closed: bool = False
+
+
+Reseal = Callable[[str, str, bytes], bytes]
+"""Takes a command, a name and its sealed value, and returns another sealed value."""
+
+
 class Store(Protocol):
     """Made open by `open_store`; `aclose` is the last call.
 
@@ -33,7 +48,8 @@ class Store(Protocol):
     happens nevertheless where it was begun. Every datetime is aware; those that come out are in UTC.
 
     Errors, besides those that a method names: BusyError (75) when another process holds the store
-    for seconds, InternalError (70) when it is full, damaged, closed or out of reach.
+    for seconds or a database server does not answer, InternalError (70) when it is full, damaged,
+    closed or out of reach.
     """
 
     async def ensure_user(self, name: str) -> None:
@@ -95,7 +111,7 @@ class Store(Protocol):
         """Of that version, or of the current one; None where there is no such thing."""
         ...
 
-    async def delete(self, owner: str, name: str) -> bool:
+    async def delete(self, owner: str, name: str, *, by: str) -> bool:
         """Whether there was one to delete.
 
         Its versions go with it, its runs are kept. A later one of its name begins again at 1.
@@ -130,15 +146,184 @@ class Store(Protocol):
         """The newest first, at most 1000: of a user, of a command (OWNER/NAME), of both, or all."""
         ...
 
+    # What follows changes something and names who does it: `by` is a user's name, or "" for the
+    # operator at the machine itself. The change and its line in the record are one transaction.
+
+    async def record(self, entry: Entry) -> None:
+        """Adds a line to the record, for what is not kept here (a key file, a prune)."""
+        ...
+
+    async def entries(self, *, limit: int = 100) -> list[Entry]:
+        """The record, newest first, at most 1000."""
+        ...
+
+    async def set_access(
+        self,
+        owner: str,
+        name: str,
+        *,
+        grant: Collection[str] = (),
+        revoke: Collection[str] = (),
+        by: str,
+    ) -> None:
+        """Who may run it: users, ids of tokens, PUBLIC. All of it or nothing; twice is once.
+
+        NotFoundError where the command is gone, or one of `grant` is neither a user nor a token
+        nor PUBLIC (the error names it).
+        """
+        ...
+
+    async def set_admins(
+        self,
+        owner: str,
+        name: str,
+        *,
+        grant: Collection[str] = (),
+        revoke: Collection[str] = (),
+        by: str,
+    ) -> None:
+        """Who may change it beside its owner: users."""
+        ...
+
+    async def set_env(
+        self,
+        owner: str,
+        name: str,
+        *,
+        put: Mapping[str, bytes],
+        remove: Collection[str] = (),
+        by: str,
+    ) -> None:
+        """Sealed values by name. The record has the names."""
+        ...
+
+    def sealed(self) -> AsyncIterator[tuple[str, str, str, bytes]]:
+        """Every sealed value: owner, command, name, value; for a new key.
+
+        Few at a time; `reseal` may be called meanwhile.
+        """
+        ...
+
+    async def reseal(self, values: Sequence[tuple[str, str, str, bytes, bytes]]) -> int:
+        """Replaces sealed values where they still are what they were; how many were.
+
+        Each is owner, command, name, old, new.
+        """
+        ...
+
+    async def runnable(self, subject: str) -> list[Listing]:
+        """Others' commands that are granted to `subject`, administered by it, or public.
+
+        It is a user or a token's id. Sorted by full name.
+        """
+        ...
+
+    async def history(self, owner: str, name: str) -> list[VersionInfo]:
+        """Newest first; empty where there is no such command."""
+        ...
+
+    async def version(self, owner: str, name: str, number: int) -> Version | None: ...
+
+    async def set_current(self, owner: str, name: str, number: int, *, by: str) -> Command:
+        """Makes that version the current one. NotFoundError where it is not there."""
+        ...
+
+    async def add_token(self, token: Token, digest: bytes, *, by: str) -> None:
+        """`digest` is the keyed hash of its secret. ExistsError for an id that is taken."""
+        ...
+
+    async def token(self, id_: str) -> tuple[Token, bytes] | None:
+        """The token and the hash of its secret. One read by its key."""
+        ...
+
+    async def tokens(self, owner: str) -> list[Token]:
+        """Oldest first."""
+        ...
+
+    async def used(self, id_: str, at: datetime) -> None:
+        """Notes a token's last use."""
+        ...
+
+    async def remove_token(self, id_: str, *, by: str) -> bool:
+        """With it go its grants."""
+        ...
+
+    async def rename_user(
+        self, old: str, new: str, *, by: str, reseal: Reseal | None = None
+    ) -> bool:
+        """With commands, grants, tokens and runs. ExistsError where `new` is taken.
+
+        Sealed values are bound to their owner's name: `reseal` makes them the new one's, and what
+        it raises takes all of it back. None leaves them as they are, which then nobody opens.
+        """
+        ...
+
+    async def remove_user(self, name: str, *, by: str) -> bool:
+        """With commands, grants and tokens; what ran is kept."""
+        ...
+
+    async def run(self, run_id: str) -> Run | None: ...
+
+    async def runs_seen_by(
+        self, user: str, *, command: str | None = None, limit: int = 20
+    ) -> list[Run]:
+        """The newest first: the user's own, and all of commands that he owns or administers."""
+        ...
+
+    async def keep_output(self, run_id: str, output: Output) -> None:
+        """Replaces what is kept of the run's output."""
+        ...
+
+    async def output(self, run_id: str) -> Output | None: ...
+
+    async def retire_runs(self, *, before: datetime, bytes_kept: int) -> tuple[int, int]:
+        """How many runs, and how many bytes of output, were removed.
+
+        Those are runs that ended before `before`, with their outputs; then the outputs kept
+        longest, until all together are at most `bytes_kept`. It goes in small steps, each of them
+        whole, and no run waits for more than one.
+        """
+        ...
+
+    async def would_retire(self, *, before: datetime, bytes_kept: int) -> tuple[int, int]:
+        """What `retire_runs` would remove now, in bytes of output at least."""
+        ...
+
+    async def stored(self, owner: str) -> tuple[int, int]:
+        """How many commands are the owner's, and how many bytes of source all their versions have."""
+        ...
+
+    async def digests(self) -> dict[str, int]:
+        """Of all versions' recipes: digest to how many versions need it."""
+        ...
+
+    async def usage(self) -> dict[str, int]:
+        """How much is kept.
+
+        Rows as users, commands, versions, runs, tokens, entries, outputs; bytes as source_bytes,
+        output_bytes.
+        """
+        ...
+
+    async def notice(self) -> Notice | None: ...
+
+    async def set_notice(self, notice: Notice | None, *, by: str) -> None: ...
+
+    async def backup(self, path: Path) -> None:
+        """A whole copy of the store as a SQLite file at `path`, while everything goes on."""
+        ...
+
     async def aclose(self) -> None:
         """Waits for the write under way, and closes. Repeatable."""
         ...
 
 
 async def open_store(url: str, *, server: str = "") -> Store:
-    """Opens the store at `sqlite+aiosqlite:///PATH`, made (0600) or migrated where that is due.
+    """Opens the store at `url`, made or migrated where that is due.
 
-    PATH is taken as it is, nothing in it is escaped; it is absolute where it begins with a `/`.
+    `sqlite+aiosqlite:///PATH`: a file, made 0600. PATH is taken as it is, nothing in it is escaped;
+    it is absolute where it begins with a `/`. `postgresql+asyncpg://USER:PASSWORD@HOST:PORT/NAME`:
+    a database that is there; of several servers that open it at once, one migrates.
 
     `server` names this server among others on the same database, over restarts.
 
@@ -147,6 +332,13 @@ async def open_store(url: str, *, server: str = "") -> Store:
     """
     # SQLAlchemy and Alembic are most of the program's start: they are for who opens a store.
     from cmdsvc.store.sql import SqlStore  # noqa: PLC0415
-    from cmdsvc.store.sqlite import Sqlite  # noqa: PLC0415
 
-    return SqlStore(await Sqlite.open(url), server)
+    if not url.startswith("postgresql"):
+        from cmdsvc.store.sqlite import Sqlite  # noqa: PLC0415
+
+        return SqlStore(await Sqlite.open(url), server)
+    try:
+        from cmdsvc.store.postgres import Postgres  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UsageError("PostgreSQL needs asyncpg", "pip install 'cmdsvc[postgres]'") from error
+    return SqlStore(await Postgres.open(url), server)

@@ -1,4 +1,4 @@
-"""SQLite behind the store: two connections to one file, and what their errors mean."""
+"""SQLite behind the store: its connections to one file, and what their errors mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
@@ -18,16 +18,19 @@ from sqlalchemy import (
     Compiled,
     Connection,
     Insert,
-    Select,
-    Update,
+    SelectBase,
+    Table,
     event,
 )
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cmdsvc.errors import BusyError, DataError, InternalError, UsageError
 from cmdsvc.store import migrate
+from cmdsvc.store.database import DanglingError, Statement, TakenError, finished
+from cmdsvc.store.newfile import new_file
 
 SCHEME = "sqlite+aiosqlite"
 
@@ -47,24 +50,16 @@ _MEANINGS = {
 }
 
 T = TypeVar("T")
-Statement = Select[Any] | Insert | Update
-
-
-class TakenError(Exception):
-    """A constraint of the database says that it is there already."""
-
-
-class DanglingError(Exception):
-    """A constraint of the database says that what it refers to is not there."""
 
 
 class Sqlite:
-    """One connection for single statements, one for transactions.
+    """A `Database`: a connection for single statements, one for transactions, one for surveys.
 
     Single statements are compiled once by SQLAlchemy and sent to the driver whole: one thread hop
     each, where SQLAlchemy's cursors take four. They commit themselves. Reading has no connection
     of its own: what another writes empties a connection's cache, and each run reads and writes.
-    One lock is around all that writes: SQLite has one writer, and waits for it by polling.
+    Only surveys have: what takes long would keep runs waiting. One lock is around all that writes:
+    SQLite has one writer, and waits for it by polling.
 
     Durability: WAL. Transactions are synchronous=FULL: what a user was told is stored survives a
     power failure. Single statements are synchronous=NORMAL, which spares a run the wait for the
@@ -74,14 +69,18 @@ class Sqlite:
 
     def __init__(
         self,
+        path: Path,
         engine: AsyncEngine,
         direct: aiosqlite.Connection,
         opened: AsyncExitStack,
     ) -> None:
+        self._path = path
         self._engine = engine
         self._direct = direct
+        self._surveyor: aiosqlite.Connection | None = None
         self._opened = opened
         self._writing = asyncio.Lock()
+        self._surveying = asyncio.Lock()
         self._dialect = sqlite_dialect(paramstyle="named")
         self._compiled: dict[Statement, Compiled] = {}
         self._transaction: asyncio.Task[Any] | None = None
@@ -101,23 +100,26 @@ class Sqlite:
                     await connection.run_sync(migrate.upgrade)
                 direct = await _driver(opened, engine)
                 await direct.execute_fetchall("PRAGMA synchronous = NORMAL")
-                return cls(engine, direct, opened.pop_all())
+                return cls(path, engine, direct, opened.pop_all())
 
-    async def read(self, statement: Select[Any], parameters: Mapping[str, Any]) -> list[Any]:
-        """All rows. `statement` is a constant of the program: it is compiled once and kept."""
-        return await self._send(statement, parameters)
+    async def read(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
+        return await self._send(self._direct, statement, parameters)
+
+    async def survey(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
+        async with self._surveying:
+            self._check_open()
+            if self._surveyor is None:
+                with meaning():
+                    self._surveyor = await _driver(self._opened, self._engine)
+            return await self._send(self._surveyor, statement, parameters)
 
     async def record(self, statement: Statement, parameters: Mapping[str, Any]) -> None:
-        """One statement that changes something; `statement` as for `read`."""
         async with self._writing:
-            await self._send(statement, parameters)
+            await self._send(self._direct, statement, parameters)
 
     async def transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What `work` returns, committed; what it raises rolls back. Errors: Taken-, DanglingError.
-
-        Once begun it is brought to its end, whatever becomes of the caller: cancelled between two
-        of its statements, SQLAlchemy can leave a transaction open, and with it the store locked.
-        """
+        # Cancelled between two of its statements, SQLAlchemy can leave a transaction open, and with
+        # it the store locked.
         await self._writing.acquire()
         self._transaction = asyncio.create_task(self._transact(work))
         self._transaction.add_done_callback(lambda _: self._writing.release())
@@ -129,16 +131,31 @@ class Sqlite:
             async with self._engine.begin() as connection:
                 return await work(connection)
 
+    def upsert(self, table: Table) -> Insert:
+        statement = insert(table)
+        values = {c.name: statement.excluded[c.name] for c in table.c if not c.primary_key}
+        return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=values)
+
+    async def backup(self, path: Path) -> None:
+        self._check_open()
+        with meaning():
+            await finished(asyncio.create_task(asyncio.to_thread(_copy, self._path, path)))
+
     async def aclose(self) -> None:
         self._closed = True
-        async with self._writing:
+        async with self._writing, self._surveying:
             await self._opened.aclose()
 
     def _check_open(self) -> None:
         if self._closed:
             raise InternalError("the store is closed", "start the service again")
 
-    async def _send(self, statement: Statement, parameters: Mapping[str, Any]) -> list[Any]:
+    async def _send(
+        self,
+        connection: aiosqlite.Connection,
+        statement: Statement,
+        parameters: Mapping[str, Any],
+    ) -> list[Any]:
         compiled = self._compiled.get(statement)
         if compiled is None:
             compiled = statement.compile(dialect=self._dialect, column_keys=list(parameters))
@@ -146,7 +163,7 @@ class Sqlite:
         values = compiled.construct_params(parameters)
         self._check_open()
         with meaning():
-            return list(await self._direct.execute_fetchall(compiled.string, values))
+            return list(await connection.execute_fetchall(compiled.string, values))
 
 
 @contextmanager
@@ -210,13 +227,18 @@ async def _check(path: Path) -> None:
         await engine.dispose()
 
 
+def _copy(path: Path, target: Path) -> None:
+    with new_file(target) as fresh, closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM INTO ?", (str(fresh),))
+
+
 def _engine(path: Path) -> AsyncEngine:
     # No isolation level is the driver's autocommit: BEGIN is sent here, so that it takes the right
     # to write at once, and so that changes of the schema are within it too.
     engine = create_async_engine(
         URL.create(SCHEME, database=str(path)),
         poolclass=AsyncAdaptedQueuePool,
-        pool_size=2,
+        pool_size=3,
         max_overflow=0,
         hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None},

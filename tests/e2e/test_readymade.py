@@ -19,6 +19,7 @@ UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\n"
 CALLS: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
     "digest": ((), b"x", 0, hashlib.sha256(b"x").hexdigest() + "\n"),
     "echo": (("a  b", "-n"), b"", 0, r"a  b -n\n"),
+    "git-echo": ((), b"", 128, "(?s).*report-status.*"),
     "env": ((), b"", 0, r"(?s).*CMD_OWNER=cmd\n.*"),
     "headers": ((), b"", 64, ""),
     "http": ((), b"", 64, ""),
@@ -29,7 +30,7 @@ CALLS: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
     "whois": ((), b"", 64, ""),
 }
 """Arguments, stdin, exit status, and what stdout is to match whole. Those that need the Internet
-say how they are used."""
+say how they are used; git's speaks its protocol (test_git.py)."""
 
 
 def test_each_has_a_call_here():

@@ -35,7 +35,7 @@ class Debs:
             f"{home}/{library.name}": apk.file(library, 0o755)
             for library in self._libraries(program)
         }
-        command = [f"/{home}/{_LOADER}", "--argv0", program.name, "--library-path", f"/{home}"]
+        command = [f"/{home}/{_LOADER}", "--argv0", '"${0##*/}"', "--library-path", f"/{home}"]
         wrapper = f'#!/bin/sh\nexec {" ".join(command)} /{home}/{program.name} "$@"\n'
         nodes[f"usr/bin/{program.name}"] = apk.file(wrapper.encode(), 0o755)
         return nodes

@@ -8,7 +8,11 @@ from tests.kit import apk
 from tests.kit.debs import Debs, fetch, with_dependencies
 
 FROM_DEBIAN = ("jq", "qrencode", "whois")
-FROM_DEBIAN_ALONE = ("bash-static", "uuid-runtime", "libuuid1")  # they depend on much else
+FROM_DEBIAN_ALONE = (  # they depend on much else
+    *("bash-static", "uuid-runtime", "libuuid1"),
+    *("git", "libpcre2-8-0", "zlib1g"),
+    *("openssh-client", "libselinux1", "libssl3"),
+)
 ZEROS = 300 << 20
 
 _ADD_SHELL = b"#!/bin/sh\nadd-shell /bin/bash\nexit 0\n"
@@ -49,6 +53,8 @@ def community(work: Path) -> list[apk.Package]:
         _from_debian(debs, "qrencode", "libqrencode-tools", "Makes QR codes"),
         _from_debian(debs, "whois", "whois", "Asks whois servers"),
         _from_debian(debs, "uuidgen", "uuidgen", "Makes UUIDs", deb="uuid-runtime"),
+        _git(debs),
+        _openssh(debs),
         _small(
             "hello-noarch",
             "The same on every architecture",
@@ -129,6 +135,41 @@ def _from_debian(
         debs.with_libraries(f"usr/bin/{program}"),
         depends=("/bin/sh",),
         provides=(f"cmd:{program}={version}",),
+    )
+
+
+def _git(debs: Debs) -> apk.Package:
+    """Without what is not in its one program: no scripts, no remotes over HTTP."""
+    version = debs.versions["git"]
+    served = ("git-receive-pack", "git-upload-archive", "git-upload-pack")
+    return apk.Package(
+        "git",
+        version,
+        "Distributed version control",
+        {
+            **debs.with_libraries("usr/bin/git"),
+            **{f"usr/bin/{name}": apk.link("git") for name in served},
+            "usr/share/git-core/templates": apk.folder(),
+        },
+        depends=("/bin/sh",),
+        provides=tuple(f"cmd:{name}={version}" for name in ("git", *served)),
+    )
+
+
+def _openssh(debs: Debs) -> apk.Package:
+    """What talks to an agent."""
+    version = debs.versions["openssh-client"]
+    programs = ("ssh-add", "ssh-keygen")
+    return apk.Package(
+        "openssh-client-default",
+        version,
+        "OpenSSH's client programs",
+        {k: v for name in programs for k, v in debs.with_libraries(f"usr/bin/{name}").items()},
+        depends=("/bin/sh",),
+        provides=(
+            f"openssh-client={version}",
+            *(f"cmd:{name}={version}" for name in programs),
+        ),
     )
 
 

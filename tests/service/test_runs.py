@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 import pytest
 
@@ -42,10 +43,13 @@ def script(*accepted: str) -> Script:
 
 
 def env_of(
-    sent: Mapping[bytes, bytes], *accepted: str, terminal: Terminal | None = None
+    sent: Mapping[bytes, bytes],
+    *accepted: str,
+    terminal: Terminal | None = None,
+    owners: Mapping[bytes, bytes] = MappingProxyType({}),
 ) -> dict[bytes, bytes]:
     request = replace(REQUEST, env=sent, terminal=terminal)
-    return environment(RUN, request, COMMAND, script(*accepted))
+    return environment(RUN, request, COMMAND, script(*accepted), owners)
 
 
 class TestEnvironment:
@@ -72,6 +76,16 @@ class TestEnvironment:
             b"FOO": b"1",
             b"BAZ": b"3",
         }
+
+    @pytest.mark.parametrize("name", [b"FOO", b"LANG", b"LC_ALL", b"TERM"])
+    def test_nothing_that_is_sent_overrides_the_owners(self, name: bytes):
+        terminal = Terminal("xterm", 80, 24)
+        env = env_of({name: b"forged"}, "FOO", terminal=terminal, owners={name: b"true"})
+        assert env[name] == b"true"
+
+    @pytest.mark.parametrize("name", sorted(OWN))
+    def test_nor_do_the_owners_override_the_services(self, name: bytes):
+        assert env_of({}, owners={name: b"forged"})[name] == OWN[name]
 
     def test_values_are_bytes_of_any_kind(self):
         value = bytes(range(1, 256))

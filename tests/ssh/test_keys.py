@@ -15,9 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmdsvc.errors import CmdError, UsageError
+from cmdsvc.errors import CmdError, ExistsError, ForbiddenError, NotFoundError, UsageError
 from cmdsvc.ssh import keys
-from cmdsvc.ssh.keys import RECHECK, KeyRing, add_user, host_key, read_user_keys
+from cmdsvc.ssh.keys import (
+    RECHECK,
+    KeyRing,
+    add_user,
+    host_key,
+    read_lines,
+    read_user_keys,
+    remove_key,
+)
+from cmdsvc.ssh.restrictions import Line
 
 
 def made(comment: str = "", kind: str = "ssh-ed25519") -> asyncssh.SSHKey:
@@ -43,12 +52,27 @@ NOT_KEYS = [
     LINE.split()[1],
     "0 0",
     "-----BEGIN OPENSSH PRIVATE KEY-----",
+    f'from="a.example.org" {LINE}',
+    f'from="10.0.0.1/8" {LINE}',
+    f'from="10.0.0.1",from="10.0.0.2" {LINE}',
+    f'from="10.0.0.1 {LINE}',
+    f"from=10.0.0.1 {LINE}",
+    f"from {LINE}",
+    f'expiry-time="soon" {LINE}',
+    f'expiry-time="20261301" {LINE}',
+    f"cert-authority {LINE}",
+    f'principals="ann" {LINE}',
+    f'environment="A=B" {LINE}',
+    f"restrict,no-such-option {LINE}",
+    f"no-pty, {LINE}",
+    CERTIFICATE.decode().strip(),
+]
+
+WITH_OPTIONS = [
     f'from="10.0.0.1" {LINE}',
     f'command="echo {LINE}" {LINE}',
     f"restrict {LINE}",
-    f"cert-authority {LINE}",
     f"no-pty,no-agent-forwarding {LINE}",
-    CERTIFICATE.decode().strip(),
 ]
 
 
@@ -145,11 +169,11 @@ class TestKeyRing:
     ):
         read: list[str] = []
 
-        def note(path: Path) -> list[asyncssh.SSHKey]:
+        def note(path: Path) -> list[Line]:
             read.append(path.name)
-            return read_user_keys(path)
+            return read_lines(path)
 
-        monkeypatch.setattr(keys, "read_user_keys", note)
+        monkeypatch.setattr(keys, "read_lines", note)
         path = users / "ann.pub"
         write(path, A)
         changed = path.stat().st_ctime_ns
@@ -186,7 +210,16 @@ class TestKeyRing:
         with caplog.at_level(logging.WARNING):
             assert ring.owner(A) is None
         assert ring.owner(B) == "ann"
-        assert caplog.messages == ["ann.pub, line 2: not a public key without options; skipped"]
+        assert caplog.messages == [
+            "ann.pub, line 2: not a public key, or an option that is not known here; skipped"
+        ]
+
+    @pytest.mark.parametrize("line", WITH_OPTIONS)
+    def test_options_come_with_the_key(self, line: str, ring: KeyRing, users: Path):
+        (users / "ann.pub").write_text(f"{line}\n{LINE}\n")
+        owner, lines = ring.lines(A.public_data)
+        assert owner == "ann"
+        assert [bool(found.options) for found in lines] == [True, False]
 
     def test_a_key_has_one_owner(
         self, ring: KeyRing, users: Path, caplog: pytest.LogCaptureFixture
@@ -198,7 +231,17 @@ class TestKeyRing:
         assert caplog.messages == ["a key of bob is ann's already; skipped"]
 
     @pytest.mark.parametrize(
-        "name", ["Ann.pub", ".pub", "-a.pub", "a b.pub", "a\nb.pub", "cmd.pub", f"{'a' * 65}.pub"]
+        "name",
+        [
+            "Ann.pub",
+            ".pub",
+            "-a.pub",
+            "a b.pub",
+            "a\nb.pub",
+            "cmd.pub",
+            "public.pub",
+            f"{'a' * 65}.pub",
+        ],
     )
     def test_names_that_are_none(
         self, name: str, ring: KeyRing, users: Path, caplog: pytest.LogCaptureFixture
@@ -295,7 +338,7 @@ class TestAddUser:
         assert add_user(tmp_path, "ann", line) == 1
         assert add_user(tmp_path, "ann", line) == 0
 
-    @pytest.mark.parametrize("line", NOT_KEYS)
+    @pytest.mark.parametrize("line", NOT_KEYS + WITH_OPTIONS)
     def test_garbage_is_refused_and_nothing_is_written(self, line: str, tmp_path: Path):
         with pytest.raises(UsageError, match="not a public key") as caught:
             add_user(tmp_path, "ann", f"{line_of(B)}\n{line}\n")
@@ -314,6 +357,86 @@ class TestAddUser:
             add_user(tmp_path, "ann", text)
         assert not any(line in str(caught.value) for line in text.splitlines())
         assert list(tmp_path.iterdir()) == []
+
+    def test_anothers_key_is_refused(self, tmp_path: Path):
+        add_user(tmp_path, "zoe", LINE)
+        with pytest.raises(ExistsError, match="another user's"):
+            add_user(tmp_path, "ann", f"{line_of(B)}\n{LINE}\n")
+        assert not (tmp_path / "users" / "ann.pub").exists()
+
+    def test_one_that_is_published_for_another_is_refused(self, tmp_path: Path):
+        with pytest.raises(ExistsError, match="another user's"):
+            add_user(tmp_path, "ann", LINE, {A.public_data: "zoe"}.get)
+        assert add_user(tmp_path, "zoe", LINE, {A.public_data: "zoe"}.get) == 1
+
+    def test_bounded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(keys, "KEYS_MAX", 2)
+        add_user(tmp_path, "ann", f"{LINE}\n{line_of(B)}")
+        with pytest.raises(UsageError, match="more than 2 keys"):
+            add_user(tmp_path, "ann", line_of(C))
+        assert len(read_user_keys(tmp_path / "users" / "ann.pub")) == 2
+
+    def test_a_link_stays_one_and_the_mode_stays(self, tmp_path: Path):
+        (tmp_path / "users").mkdir()
+        real = tmp_path / "real"
+        real.write_text(f"{LINE}\n")
+        real.chmod(0o640)
+        (tmp_path / "users" / "ann.pub").symlink_to(real)
+        assert add_user(tmp_path, "ann", line_of(B)) == 1
+        assert (tmp_path / "users" / "ann.pub").is_symlink()
+        assert stat.S_IMODE(real.stat().st_mode) == 0o640
+        assert len(read_user_keys(real)) == 2
+
+    def test_many_at_once_all_count(self, tmp_path: Path):
+        lines = [line_of(made()) for _ in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(lambda line: add_user(tmp_path, "ann", line), lines)) == 8
+        assert len(read_user_keys(tmp_path / "users" / "ann.pub")) == 8
+        assert [path.name for path in (tmp_path / "users").iterdir()] == ["ann.pub"]
+
+
+class TestRemoveKey:
+    @pytest.fixture
+    def path(self, users: Path) -> Path:
+        path = users / "ann.pub"
+        path.write_text(
+            f"# mine\n{LINE}\nrubbish\nno-pty {LINE}\n{line_of(B)} \udcff\n",
+            errors="surrogateescape",
+        )
+        return path
+
+    def remove(self, path: Path, key: asyncssh.SSHKey, *unusable: asyncssh.SSHKey) -> None:
+        gone = {k.public_data for k in unusable}
+        remove_key(
+            path.parent.parent,
+            "ann",
+            key.get_fingerprint(),
+            lambda line: line.key.public_data not in gone,
+        )
+
+    def test_all_its_lines_go_and_all_else_stays(self, path: Path):
+        rest = path.read_bytes().splitlines(keepends=True)
+        self.remove(path, A)
+        assert path.read_bytes() == rest[0] + rest[2] + rest[4]
+
+    def test_the_last_one_stays(self, path: Path):
+        self.remove(path, B)
+        before = path.read_bytes()
+        with pytest.raises(ForbiddenError, match="last key"):
+            self.remove(path, A)
+        assert path.read_bytes() == before
+
+    def test_one_that_cannot_be_used_is_no_other(self, path: Path):
+        with pytest.raises(ForbiddenError, match="last key"):
+            self.remove(path, A, B)
+
+    def test_one_that_is_not_there(self, path: Path):
+        with pytest.raises(NotFoundError):
+            self.remove(path, C)
+        path.unlink()
+        with pytest.raises(NotFoundError):
+            self.remove(path, A)
+        assert not path.exists()
 
 
 class TestHostKey:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from cmdsvc.errors import CmdError, DataError, UsageError
-from cmdsvc.model import Identity, Terminal, Via
+from cmdsvc.model import Door, Identity, Terminal, Via
 from cmdsvc.relay import CallerGone
+from cmdsvc.service.runs import Request
 from cmdsvc.ssh.builtins import BUILTINS
 from cmdsvc.ssh.verbs import PROGRESS_MAX, Call, Parser, Services
 from tests.fakes import FakeCaller, LeavingCaller, SlowCaller, soon, turns
@@ -26,7 +28,11 @@ def call_of(
     caller: FakeCaller | None = None, terminal: Terminal | None = None, **options: Any
 ) -> Call:
     services = cast("Services", SimpleNamespace(max_source=LIMIT))
-    return Call(ANN, services, caller or FakeCaller(), terminal, Namespace(**options))
+
+    def request(name: str, args: Sequence[str]) -> Request:
+        return Request(ANN, Door.SSH, name, [arg.encode() for arg in args], {}, "192.0.2.1")
+
+    return Call(ANN, services, caller or FakeCaller(), terminal, Namespace(**options), request)
 
 
 def stdout(call: Call) -> str:

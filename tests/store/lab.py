@@ -9,20 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, MetaData, event, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cmdsvc.model import Door, Run
+from cmdsvc.model import Door, Run, Token
+from cmdsvc.store import Store
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
-
-
-def sqlite_url(folder: Path) -> str:
-    return f"sqlite+aiosqlite:///{folder}/data/store.db"
-
-
-BACKENDS: dict[str, Callable[[Path], str]] = {"sqlite": sqlite_url}
 
 
 def a_command(name: str = "hello", **changes: Any) -> dict[str, Any]:
@@ -49,6 +43,26 @@ def a_run(run_id: str = "r1", **changes: Any) -> Run:
     return Run(**(values | changes))
 
 
+def a_token(id_: str, **changes: Any) -> Token:
+    values = {
+        "id": id_,
+        "owner": "ann",
+        "description": "",
+        "created_at": NOW,
+        "expires_at": None,
+        "last_used_at": None,
+    }
+    return Token(**(values | changes))
+
+
+async def lines(store: Store) -> list[str]:
+    """The record, oldest first."""
+    return [
+        f"{line.user} {line.action} {line.subject} {line.detail}".rstrip()
+        for line in reversed(await store.entries(limit=1000))
+    ]
+
+
 async def query(url: str, *statements: str) -> list[Any]:
     """What the last one returns, past the store."""
     engine = create_async_engine(url)
@@ -57,6 +71,20 @@ async def query(url: str, *statements: str) -> list[Any]:
         for statement in statements:
             result = await connection.execute(text(statement))
             rows = list(result) if result.returns_rows else []
+    await engine.dispose()
+    return rows
+
+
+async def everything(url: str) -> dict[str, list[Any]]:
+    """All rows of all tables, past the store."""
+    engine = create_async_engine(url)
+    found = MetaData()
+    async with engine.connect() as connection:
+        await connection.run_sync(found.reflect)
+        rows = {
+            table.name: list(await connection.execute(select(table)))
+            for table in found.sorted_tables
+        }
     await engine.dispose()
     return rows
 
@@ -89,8 +117,8 @@ async def killed(url: str, program: str) -> None:
     """Runs `program`, which is to kill itself, against an open `store`."""
     whole = f"""
 import asyncio, os, signal, sys
-from cmdsvc.store import open_store
-from tests.store.lab import a_command, a_run, at
+from cmdsvc.store import Notice, open_store
+from tests.store.lab import a_command, a_run, a_token, at
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

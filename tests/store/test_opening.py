@@ -1,18 +1,18 @@
 """Opening and closing, migrations, and what is refused."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import MetaData, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.errors import CmdError, InternalError, UsageError
 from cmdsvc.store import Store, open_store
 from cmdsvc.store.schema import metadata
-from tests.store.lab import a_command, a_run, query
+from tests.store.lab import a_command, a_run, everything, query
+
+pytest_plugins = ("tests.store.backends",)
 
 
 async def test_a_restart_finds_everything(url: str) -> None:
@@ -65,19 +65,6 @@ async def test_migrations_make_what_the_program_knows(url: str, store: Store) ->
     assert differences == []
 
 
-async def everything(url: str) -> dict[str, list[Any]]:
-    engine = create_async_engine(url)
-    found = MetaData()
-    async with engine.connect() as connection:
-        await connection.run_sync(found.reflect)
-        rows = {
-            table.name: list(await connection.execute(select(table)))
-            for table in found.sorted_tables
-        }
-    await engine.dispose()
-    return rows
-
-
 async def test_a_newer_store_is_refused_untouched(url: str) -> None:
     store = await open_store(url)
     await store.ensure_user("ann")
@@ -94,8 +81,8 @@ async def test_a_database_of_another_program_is_refused_untouched(url: str) -> N
     # Makes the database, then another program's of it.
     store = await open_store(url)
     await store.aclose()
-    tables = ("versions", "commands", "runs", "users", "alembic_version")
-    await query(url, *(f"DROP TABLE {table}" for table in tables))
+    tables = [table.name for table in reversed(metadata.sorted_tables)]
+    await query(url, *(f"DROP TABLE {table}" for table in (*tables, "alembic_version")))
     await query(url, "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT)")
     before = await everything(url)
     with pytest.raises(CmdError, match="other tables than this program's"):
@@ -113,6 +100,10 @@ async def test_a_database_of_another_program_is_refused_untouched(url: str) -> N
         "sqlite+aiosqlite://",
         "sqlite+aiosqlite:///:memory:",
         "sqlite+aiosqlite:///file:x?uri=true",
+        "postgresql://localhost/x",
+        "postgresql+psycopg://localhost/x",
+        "postgresql+asyncpg://localhost",
+        "postgresql+asyncpg://localhost:port/x",
     ],
 )
 async def test_a_url_that_is_none(wrong: str) -> None:

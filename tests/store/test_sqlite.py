@@ -7,17 +7,20 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 from sqlalchemy.dialects.sqlite import dialect
 
 from cmdsvc.errors import BusyError, CmdError, InternalError
 from cmdsvc.model import Outcome
-from cmdsvc.store import Store, open_store, sql, sqlite
-from tests.store.lab import LATER, a_command, a_run
+from cmdsvc.store import Store, open_store, sqlite
+from cmdsvc.store.sql import commands, outputs, runs, sharing, tokens, upkeep, users
+from tests.store.lab import LATER, a_command, a_run, at
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ async def test_locked_by_another_process(
         store.end_run("r1", LATER, Outcome(0)),
         store.ensure_user("bob"),
         store.add_version(**a_command()),
-        store.delete("ann", "hello"),
+        store.delete("ann", "hello", by="ann"),
     ):
         with pytest.raises(BusyError, match="in use by another process; try again"):
             await call
@@ -150,6 +153,16 @@ async def test_locked_by_another_process(
     await store.begin_run(a_run())
     await store.ensure_user("bob")
     await store.aclose()
+
+
+async def test_cancelled_while_another_writes_it_never_begins(store: Store) -> None:
+    first = asyncio.ensure_future(store.create(**a_command("first")))
+    second = asyncio.ensure_future(store.create(**a_command("second")))
+    third = asyncio.ensure_future(store.create(**a_command("third")))
+    with at("INSERT INTO versions", second.cancel):
+        await asyncio.gather(first, second, third, return_exceptions=True)
+    assert second.cancelled()
+    assert await store.names("ann") == ["first", "third"]
 
 
 @pytest.fixture(params=[b"not a database" * 100, b"SQLite format 3\0" + b"x" * 5000])
@@ -232,23 +245,88 @@ async def test_a_full_disk(full: tuple[Store, Path]) -> None:
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (sql.FIND, "uq_commands_owner_name|sqlite_autoindex_commands_1"),
-        (sql.NAMES, "sqlite_autoindex_commands_1"),
-        (sql.runs_query(of_user=True, of_command=False), "ix_runs_user_started_at"),
-        (sql.runs_query(of_user=False, of_command=True), "ix_runs_command_started_at"),
-        (sql.END_RUN, "sqlite_autoindex_runs_1"),
-        (sql.END_ALL, "ix_runs_unfinished"),
+        (commands.FIND, "sqlite_autoindex_commands_1"),
+        (commands.NAMES, "sqlite_autoindex_commands_1"),
+        (commands.LISTINGS, "sqlite_autoindex_commands_1"),
+        (commands.HISTORY, "sqlite_autoindex_versions_1"),
+        (commands.VERSION, "sqlite_autoindex_versions_1"),
+        (sharing.SEALED, "sqlite_autoindex_env_1"),
+        (tokens.TOKEN, "sqlite_autoindex_tokens_1"),
+        (tokens.TOKENS, "ix_tokens_owner"),
+        (runs.RUN, "sqlite_autoindex_runs_1"),
+        (runs.runs_query(of_user=True, of_command=False), "ix_runs_user_started_at"),
+        (runs.runs_query(of_user=False, of_command=True), "ix_runs_command_started_at"),
+        (runs.SEEN_OF_ANOTHERS, "ix_runs_command_by_another"),
+        (runs.ADMINISTERS, "sqlite_autoindex_grants_1"),
+        (runs.END_RUN, "sqlite_autoindex_runs_1"),
+        (runs.END_ALL, "ix_runs_unfinished"),
+        (outputs.OUTPUT, "sqlite_autoindex_outputs_1"),
+        (outputs.OLD_RUNS, "ix_runs_ended_at"),
+        (users.RENAME_RUNS[0], "ix_runs_owner_by_another"),
+        (users.RENAME_RUNS[1], "ix_runs_user_started_at"),
     ],
-    ids=["find", "names", "runs of a user", "runs of a command", "end", "lost"],
 )
 async def test_found_by_an_index(store: Store, path: Path, statement: Any, index: str) -> None:
+    steps = plan(path, statement)
+    assert not [step for step in steps if "SCAN" in step]
+    assert any(index in step for step in steps)
+
+
+async def test_a_run_begins_with_one_read(store: Store, path: Path) -> None:
+    assert plan(path, commands.FIND) == [
+        "COMPOUND QUERY",
+        "LEFT-MOST SUBQUERY",
+        "SEARCH commands USING INDEX sqlite_autoindex_commands_1 (owner=? AND name=?)",
+        "SEARCH versions USING INDEX sqlite_autoindex_versions_1 (command_id=? AND number=?)",
+        "UNION ALL",
+        "SEARCH commands USING COVERING INDEX sqlite_autoindex_commands_1 (owner=? AND name=?)",
+        "SEARCH grants USING INDEX sqlite_autoindex_grants_2 (command_id=?)",
+        "UNION ALL",
+        "SEARCH commands USING COVERING INDEX sqlite_autoindex_commands_1 (owner=? AND name=?)",
+        "SEARCH env USING INDEX sqlite_autoindex_env_1 (command_id=?)",
+    ]
+
+
+async def test_what_is_read_of_a_whole_table_is_little(store: Store, path: Path) -> None:
+    """The newest of all, from the end of an index; what is for everyone, from one of nothing else."""
+    assert plan(path, runs.runs_query(of_user=False, of_command=False)) == [
+        "SCAN runs USING INDEX sqlite_autoindex_runs_1"
+    ]
+    assert plan(path, upkeep.ENTRIES) == ["SCAN entries"]
+    scans = [step for step in plan(path, sharing.RUNNABLE) if "SCAN" in step]
+    assert scans[0] == "SCAN grants USING INDEX uq_grants_to_everyone"
+    assert not [
+        step for step in plan(path, runs.SEEN) if "SCAN runs" in step or "SCAN comm" in step
+    ]
+
+
+def plan(path: Path, statement: Any) -> list[str]:
     compiled = statement.compile(dialect=dialect(paramstyle="named"))
     raw = sqlite3.connect(path)
-    plan = raw.execute(f"EXPLAIN QUERY PLAN {compiled}", compiled.params).fetchall()
+    rows = raw.execute(f"EXPLAIN QUERY PLAN {compiled}", compiled.params).fetchall()
     raw.close()
-    steps = [row[3] for row in plan]
-    assert not [step for step in steps if "SCAN" in step]
-    assert any(name in step for step in steps for name in index.split("|"))
+    return [row[3] for row in rows]
+
+
+async def test_a_survey_keeps_no_run_waiting(store: Store) -> None:
+    """It has a connection of its own: while that one is busy, a run begins."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait() -> int:
+        entered.set()
+        return int(leave.wait(10))
+
+    await store.usage()
+    database: Any = store._database  # type: ignore[attr-defined]
+    await database._surveyor.create_function("wait", 0, wait)
+    surveying = asyncio.ensure_future(database.survey(select(func.wait()), {}))
+    await asyncio.to_thread(entered.wait, 10)
+    await store.create(**a_command())
+    await store.find("ann", "hello")
+    await store.begin_run(a_run())
+    assert not surveying.done()
+    leave.set()
+    assert await surveying == [(1,)]
 
 
 async def test_errors_are_one_line_and_never_say_what_was_stored(store: Store) -> None:

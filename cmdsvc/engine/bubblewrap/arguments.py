@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from cmdsvc.engine import AGENT_PATH
 from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR, Terminal
 
 HERE = Path(__file__).parent
@@ -65,13 +66,14 @@ def run_options(
     network: bool,
     users: bool,
     files: Iterable[str],
+    agent: bool = False,
 ) -> bytes:
     """The options of a run, each ended by NUL.
 
     `layers`: root file systems, the lowest first. `upper`: the folder of the sized file system
     that a stub has prepared. `network`: whether the process is in a network namespace already.
     `users`: whether there is a user namespace that maps many. `files`: paths of more files, whose
-    content has the descriptors from FIRST_FILE on.
+    content has the descriptors from FIRST_FILE on. `agent`: whether the stub makes a socket.
     """
     words = _namespaces(users=users)
     if not network:
@@ -85,6 +87,8 @@ def run_options(
     words += ["--remount-ro", "/dev", "--dir", WORK_DIR.decode()]
     if script:
         words += ["--perms", "0555", "--ro-bind-data", f"{SCRIPT}", SCRIPT_PATH.decode()]
+    if agent:
+        words += ["--bind", f"{upper}/agent", AGENT_PATH.decode()]
     words += _files(files)
     return _ended([*words, *_last(WORK_DIR.decode())])
 

@@ -50,6 +50,11 @@ class Builder:
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: collections.Counter[str] = collections.Counter()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being made."""
+        return bool(self._waiting)
+
     async def pull(self, base: str, tag: str, source: str, progress: Progress) -> None:
         async with self._one("base", base, tag, source):
             await self._make_base(base, tag, source, progress)

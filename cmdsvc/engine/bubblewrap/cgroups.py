@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmdsvc.engine import Usage
 from cmdsvc.model import Limits
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,36 @@ class Cgroups:
             return False
         return re.search(r"(?m)^oom_kill [1-9]", text) is not None
 
+    def usage(self, name: str) -> Usage:
+        """What a sandbox uses now.
+
+        Without version 1's cpuacct beside its cpu, its processor time is that of the processes
+        which are there, with those that they have waited for.
+        """
+        return Usage(self._cpu_seconds(name), self._memory(name))
+
+    def _memory(self, name: str) -> int | None:
+        if "memory" not in self.folders:
+            return None
+        file = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
+        return _number(self.folders["memory"] / name / file)
+
+    def _cpu_seconds(self, name: str) -> float | None:
+        if "cpu" in self.folders:
+            folder = self.folders["cpu"] / name
+            if self.version == 2:
+                with contextlib.suppress(OSError):
+                    text = (folder / "cpu.stat").read_text()
+                    if match := re.search(r"(?m)^usage_usec ([0-9]+)$", text):
+                        return int(match[1]) / 1e6
+            elif (nanoseconds := _number(folder / "cpuacct.usage")) is not None:
+                return nanoseconds / 1e9
+        try:
+            pids = (self.parents[0] / name / "cgroup.procs").read_text().split()
+        except OSError:
+            return None
+        return sum(map(_cpu_seconds, pids))
+
     async def remove(self, name: str) -> None:
         """Removes a sandbox's groups, killing what is still in them."""
         await _remove([parent / name for parent in self.parents])
@@ -106,6 +137,23 @@ class Cgroups:
         """Removes all groups of the instance: of a dead server, or at the end."""
         for parent in self.parents:
             await clear(parent)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _cpu_seconds(pid: str) -> float:
+    """Of a process with what it has waited for (proc_pid_stat(5): utime, stime, cutime, cstime)."""
+    try:
+        text = Path("/proc", pid, "stat").read_text(errors="replace")
+    except OSError:
+        return 0.0
+    fields = text.rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 async def clear(parent: Path) -> None:

@@ -10,7 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress
+from cmdsvc.engine import (
+    AGENT_PATH,
+    Agent,
+    EngineSettings,
+    Finding,
+    Invocation,
+    Layer,
+    Progress,
+    Usage,
+)
 from cmdsvc.engine.bubblewrap import arguments, cgroups
 from cmdsvc.engine.bubblewrap.build import RESOLV_CONF, Builder
 from cmdsvc.engine.bubblewrap.findings import findings
@@ -29,6 +38,9 @@ log = logging.getLogger(__name__)
 
 BUILD_FLOOR = Limits(timeout=0, memory=1 << 30, cpus=1.0, pids=512, disk=1 << 30)
 """What a build may use where runs may use less."""
+
+SETTLING = (0.05, 0.2)
+"""Seconds between looks whether a layer is in use: a run that ended lets go of it a moment later."""
 
 _Release = Callable[[], Awaitable[None]]
 
@@ -50,6 +62,8 @@ class BubblewrapEngine:
         self._build_users: int | None = None
         self._builder: Builder | None = None
         self._jobs: set[BubblewrapJob] = set()
+        self._runs: dict[str, tuple[BubblewrapJob, str]] = {}
+        """With the names of their control groups."""
         self._mending = asyncio.Lock()
 
     @property
@@ -137,6 +151,30 @@ class BubblewrapEngine:
             )
         await self._opened_builder().pull(base, tag, source, progress)
 
+    async def layers(self) -> list[Layer]:
+        sources = set(self._settings.sources.bases.values())
+        try:
+            return await asyncio.to_thread(self._store.layers, sources)
+        except OSError as error:
+            raise EngineError(f"the layers cannot be counted: {error}") from error
+
+    async def remove(self, layer: Layer) -> bool:
+        if layer.base and self._opened_builder().busy:
+            return False
+        try:
+            gone = self._store.detach(layer)
+            for pause in SETTLING:
+                if gone is not None:
+                    break
+                await asyncio.sleep(pause)
+                gone = self._store.detach(layer)
+            if gone is None:
+                return False
+            await asyncio.to_thread(remove, gone)
+        except OSError as error:
+            raise EngineError(f"the layer cannot be removed: {error}") from error
+        return True
+
     async def purge(self) -> None:
         if self._stubs is not None:
             await self._stubs.settled()  # what has ended lets go of its layer behind its back
@@ -167,6 +205,9 @@ class BubblewrapEngine:
                 await namespace.aclose()
             raise
         files = {} if namespace is None else {RESOLV_CONF: namespace.resolv_conf}
+        env = invocation.env
+        if invocation.agent is not None:
+            env = {**env, b"SSH_AUTH_SOCK": AGENT_PATH}
         options = arguments.run_options(
             [f"{stubs.place.store}/{path}" for path in layer.paths],
             stubs.place.upper,
@@ -174,10 +215,11 @@ class BubblewrapEngine:
             network=namespace is not None,
             users=self._run_users is not None,
             files=files,
+            agent=invocation.agent is not None,
         )
         sandbox = Sandbox(
             program=invocation.argv,
-            env=invocation.env,
+            env=env,
             options=options,
             filter="run",
             limits=_at_most(invocation.limits, self._settings.limits),
@@ -186,14 +228,27 @@ class BubblewrapEngine:
             namespace=namespace,
             users=self._run_users,
             files=files,
+            agent=invocation.agent is not None,
         )
 
         async def release() -> None:
+            self._runs.pop(invocation.run_id, None)
             layer.close()
             if namespace is not None:
                 await namespace.aclose()
 
-        return await self._begin(stubs, stub, sandbox, release)
+        job = await self._begin(stubs, stub, sandbox, release, invocation.agent)
+        self._runs[invocation.run_id] = job, stub.group
+        return job
+
+    async def usage(self) -> Mapping[str, Usage]:
+        groups = self._cgroups
+        if groups is None:
+            return {}
+        running = {id_: group for id_, (job, group) in self._runs.items() if job in self._jobs}
+        return await asyncio.to_thread(
+            lambda: {run_id: groups.usage(group) for run_id, group in running.items()}
+        )
 
     async def _namespace(self) -> Namespace:
         if self._pool is None:
@@ -239,7 +294,12 @@ class BubblewrapEngine:
         return await self._begin(stubs, stub, sandbox, _nothing)
 
     async def _begin(
-        self, stubs: Stubs, stub: Stub, sandbox: Sandbox, release: _Release
+        self,
+        stubs: Stubs,
+        stub: Stub,
+        sandbox: Sandbox,
+        release: _Release,
+        agent: Agent | None = None,
     ) -> BubblewrapJob:
         """Gives `stub` its work. What fails leaves nothing; the job takes over all the rest."""
 
@@ -274,6 +334,7 @@ class BubblewrapEngine:
             program=sandbox.program[0] if sandbox.program else b"",
             out_of_memory=lambda: groups is not None and groups.out_of_memory(stub.group),
             release=end,
+            agent=agent,
         )
         self._jobs.add(job)
         return job

@@ -14,6 +14,7 @@ import struct
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from cmdsvc.engine import Agent
 from cmdsvc.engine.bubblewrap.stubs import Stub
 from cmdsvc.errors import EngineError
 from cmdsvc.model import SCRIPT_PATH, Outcome, Reason
@@ -49,6 +50,7 @@ class BubblewrapJob:
         program: bytes,
         out_of_memory: Callable[[], bool],
         release: Callable[[bool], Awaitable[None]],
+        agent: Agent | None = None,
     ) -> None:
         self._stub = stub
         self._inputs = inputs
@@ -58,6 +60,7 @@ class BubblewrapJob:
         self._program = program
         self._out_of_memory = out_of_memory
         self._release = release
+        self._agent = agent
         self._loop = asyncio.get_running_loop()
         self._complete = asyncio.Event()
         """The sandbox is there, or will never be."""
@@ -185,6 +188,9 @@ class BubblewrapJob:
             data, fds = b"", []
         if data.startswith(b"error ") and not self._built:
             self._failed(data)
+        elif data == b"agent" and fds:
+            if self._agent is not None:
+                self._agent.listen(socket.socket(fileno=fds.pop()))
         elif len(data) == MESSAGE.size:
             what, value = MESSAGE.unpack(data)
             if what == COMPLETE and not self._built:

@@ -36,6 +36,8 @@ class Sandbox:
     """More files, read-only: path to content."""
     together: bool = False
     """Both outputs in one, in the order in which they were written."""
+    agent: bool = False
+    """Whether the stub is to make a socket for the caller's agent."""
 
 
 def hand_over(stub: Stub, stubs: Stubs, sandbox: Sandbox) -> tuple[int, dict[int, int]]:
@@ -73,6 +75,7 @@ def hand_over(stub: Stub, stubs: Stubs, sandbox: Sandbox) -> tuple[int, dict[int
             rlimits=_rlimits(groups, limits),
             disk=f"size={limits.disk},nr_inodes={inodes(limits.disk)}" if changed else "",
             network=sandbox.namespace.fd if sandbox.namespace else None,
+            agent=sandbox.agent,
         )
         for fd in {inputs, *sources}:
             os.set_blocking(fd, False)

@@ -10,8 +10,9 @@ Requests are JSON with file descriptors attached:
 `{"op": "stub", "id", "group", "values": [{file: value}], "disk", "inodes"}` + [socket]
     Forks a stub: a process in control groups of its own, `group` in each of the given folders, in a mount namespace of its own with a tmpfs of
     `disk` bytes, which waits on its socket. There it says `ready` with its pidfd, or `error TEXT`;
-    then it takes one message, `{"fds", "bwrap", "rlimits", "disk", "network"}` + [argv, *files],
-    and becomes bwrap. Its socket is file descriptor 3 of bwrap.
+    then it takes one message, `{"fds", "bwrap", "rlimits", "disk", "network", "agent"}` +
+    [argv, *files], and becomes bwrap. Its socket is file descriptor 3 of bwrap. With `agent` it
+    says `agent` before that, with a socket that listens at `agent` in its file system.
 `{"op": "users"}` + [socket]
     Makes a user namespace that maps 65,536 users, and sends its descriptor to the socket.
 
@@ -43,6 +44,7 @@ MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STUB_FD = 3
+AGENT = "agent"
 FIRST_FREE_FD = 100
 """Descriptors that have yet to find their number wait above this one."""
 MAX_FDS = 32
@@ -204,6 +206,8 @@ def become(config: Config, sock: socket.socket, parent: int) -> NoReturn:
     with os.fdopen(fds[0], "rb") as file:
         file.seek(0)
         argv = file.read().split(b"\0")[:-1]
+    if message["agent"]:
+        send_listener(config, sock)
     network = fds.pop() if message["network"] else -1
     if network >= 0:
         check(libc.setns(network, CLONE_NEWNET), "setns")
@@ -217,6 +221,19 @@ def become(config: Config, sock: socket.socket, parent: int) -> NoReturn:
         drop_privileges(config.uid)
     die_with_parent(parent)
     os.execve(message["bwrap"], argv, {})  # noqa: S606 - no shell is wanted
+
+
+def send_listener(config: Config, sock: socket.socket) -> None:
+    """For the one user that programs in the sandbox begin as."""
+    os.chdir(config.upper)  # the name of a socket can be no longer than 107 bytes (unix(7))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(AGENT)
+        os.chmod(AGENT, 0o600)  # noqa: PTH101
+        if config.uid is not None:
+            os.chown(AGENT, config.uid, config.uid)
+        listener.listen()
+        send(sock, AGENT.encode(), [listener.fileno()])
+    os.chdir("/")
 
 
 def high(fd: int) -> int:

@@ -5,7 +5,7 @@
         bases/ID/root       a root file system; ID is of its tarball
         layers/DIGEST/root  what packages add to it, an overlay's upper folder
         layers/DIGEST/base  the ID of the base below
-        sources/KEY         the ID that a base's source had last
+        sources/KEY         the ID that a base's source had last, and the source
         tmp/                what is being made
 
 A layer that is in use is locked (flock(2), shared): who wants to remove it locks it exclusively.
@@ -23,10 +23,11 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmdsvc.engine import Layer as Kept
 from cmdsvc.recipe import Recipe
 
 FOLDERS = ("bases", "layers", "sources", "tmp")
@@ -54,6 +55,7 @@ class Store:
         self.upper = data_dir / "upper"
         """An empty folder, to mount on where there is no better place."""
         self.uid = uid
+        self._sizes: dict[str, int] = {}
 
     def open(self) -> None:
         """Makes the folders, and removes what was being made when the server died. OSError."""
@@ -89,10 +91,7 @@ class Store:
 
     def base(self, base: str, tag: str, source: str) -> str | None:
         """The ID of a base that is here."""
-        try:
-            name = (self.root / "sources" / _key(base, tag, source)).read_text()
-        except OSError:
-            return None
+        name = self._named(self.root / "sources" / _key(base, tag, source))[0]
         here = ID.fullmatch(name) and (self.root / "bases" / name / "root").is_dir()
         return name if here else None
 
@@ -100,8 +99,72 @@ class Store:
         target = self.root / "sources" / _key(base, tag, source)
         with self.temporary() as folder:
             file = folder / "source"
-            file.write_text(name)
+            file.write_text(f"{name}\n{source}\n")
             file.replace(target)
+
+    def layers(self, sources: Collection[str]) -> list[Kept]:
+        """What is kept. `sources` are those that bases are taken from today."""
+        named = map(self._named, (self.root / "sources").iterdir())
+        wanted = {name for name, source in named if source in {*sources, ""}}
+        bases = {
+            folder.name: Kept(folder.name, True, self._size(folder), wanted=folder.name in wanted)
+            for folder in (self.root / "bases").iterdir()
+        }
+        layers = []
+        for folder in (self.root / "layers").iterdir():
+            with contextlib.suppress(OSError):  # it goes just now
+                below = (folder / "base").read_text()
+                shared = bases[below].size if below in bases else 0
+                layers.append(Kept(folder.name, False, self._size(folder), below, shared))
+        return [*bases.values(), *layers]
+
+    def detach(self, layer: Kept) -> Path | None:
+        """Takes a layer or a base out of use, whole: where it is now, to be removed from there.
+
+        None where it is in use. It waits for nothing: nobody of this process comes between.
+        """
+        target = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        try:
+            if layer.base:
+                self._detach_base(layer.name, target)
+            else:
+                folder = self.root / "layers" / layer.name
+                lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    folder.rename(target / "gone")
+                finally:
+                    os.close(lock)
+        except FileNotFoundError:  # gone already
+            pass
+        except BlockingIOError:
+            target.rmdir()
+            return None
+        self._sizes.pop(layer.name, None)
+        return target
+
+    def _detach_base(self, name: str, target: Path) -> None:
+        for folder in (self.root / "layers").iterdir():
+            if (folder / "base").read_text() == name:
+                raise BlockingIOError
+        for file in list((self.root / "sources").iterdir()):
+            if self._named(file)[0] == name:
+                file.unlink()
+        (self.root / "bases" / name).rename(target / "gone")
+
+    def _named(self, file: Path) -> tuple[str, str]:
+        """The base that a file in `sources` names, and the source; "" for what it does not say."""
+        with contextlib.suppress(OSError):
+            name, _, source = file.read_text().partition("\n")
+            return name, source.strip()
+        return "", ""
+
+    def _size(self, folder: Path) -> int:
+        """Bytes on the disk. What is kept never changes, so it is counted once."""
+        size = self._sizes.get(folder.name)
+        if size is None:
+            size = self._sizes[folder.name] = _disk_usage(folder)
+        return size
 
     def purge(self) -> None:
         """Removes all that is kept. BlockingIOError if a layer is in use."""
@@ -115,6 +178,7 @@ class Store:
                 (self.root / kind).rename(folder / kind)
                 (self.root / kind).mkdir(mode=0o711)
                 self.own(self.root / kind)
+        self._sizes.clear()
         for tarball in list(self.downloads.iterdir()):
             remove(tarball)
 
@@ -153,6 +217,19 @@ class Store:
             path.write_bytes(content)
             path.chmod(0o644)
             self.own(path)
+
+
+def _disk_usage(folder: Path) -> int:
+    seen: set[int] = set()
+    size = 0
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                found = os.lstat(os.path.join(where, name))  # noqa: PTH118 - there may be 100,000
+                if found.st_ino not in seen:
+                    seen.add(found.st_ino)
+                    size += found.st_blocks * 512
+    return size
 
 
 def _key(base: str, tag: str, source: str) -> str:

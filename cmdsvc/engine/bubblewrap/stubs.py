@@ -83,11 +83,13 @@ class Stub:
         rlimits: Iterable[tuple[int, int, int]] = (),
         disk: str = "",
         network: int | None = None,
+        agent: bool = False,
     ) -> None:
         """Hands over what is to be executed.
 
         `argv` is a file of NUL-ended words, `files` maps descriptor numbers in bwrap to ours,
-        `disk` are mount options, `network` is a network namespace. The descriptors remain the caller's.
+        `disk` are mount options, `network` is a network namespace; `agent`: whether a socket is to
+        be made. The descriptors remain the caller's.
         """
         message = {
             "bwrap": bwrap,
@@ -95,6 +97,7 @@ class Stub:
             "rlimits": list(rlimits),
             "disk": disk,
             "network": network is not None,
+            "agent": agent,
         }
         fds = [argv, *files.values(), *([] if network is None else [network])]
         try:

@@ -11,8 +11,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from cmdsvc.engine import EngineSettings, Finding, Invocation, Progress, firewall
+from cmdsvc.engine import (
+    AGENT_PATH,
+    EngineSettings,
+    Finding,
+    Invocation,
+    Layer,
+    Progress,
+    Usage,
+    firewall,
+)
 from cmdsvc.engine.docker import findings, sandbox
+from cmdsvc.engine.docker.agents import ELSEWHERE, UNSEEN, Door, Doors, is_unseen
 from cmdsvc.engine.docker.build import Build
 from cmdsvc.engine.docker.hosts import check_host, find_host
 from cmdsvc.engine.docker.http import Api, ApiError
@@ -27,6 +37,9 @@ from cmdsvc.recipe import Recipe
 from cmdsvc.relay import Job
 
 log = logging.getLogger(__name__)
+
+_STATS: Final = 8
+"""Containers that the engine is asked about at once: runs need it too."""
 
 _BUILDS: Final = 4
 """Builds at once; more wait."""
@@ -55,7 +68,10 @@ class DockerEngine:
         }
         self._network_made = False
         self._network_lock = asyncio.Lock()
-        self._jobs: set[DockerJob] = set()
+        self._jobs: dict[DockerJob, str] = {}
+        """With the ids of their runs."""
+        self._doors = Doors(settings.data_dir / "agents", self.host)
+        self._opened: dict[DockerJob, Door] = {}
         self._building: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._builds = asyncio.Semaphore(_BUILDS)
 
@@ -73,6 +89,13 @@ class DockerEngine:
         await self._api.negotiate()
         self._cpus = float((await self._api.call("GET", "/info"))["NCPU"])
         await self._sweep()
+        try:
+            self._doors.clear()
+        except OSError as error:
+            raise EngineError(
+                f"the engine cannot use {self._settings.data_dir}: {error}",
+                "check the folder and its rights",
+            ) from error
 
     async def aclose(self) -> None:
         await asyncio.gather(*(job.aclose() for job in list(self._jobs)), return_exceptions=True)
@@ -125,9 +148,37 @@ class DockerEngine:
             self._here.add(digest)
 
     async def start(self, invocation: Invocation) -> Job:
-        digest = invocation.recipe.digest
-        try:
+        agent = invocation.agent
+        if agent is None:
+            return await self._start(invocation)
+        if not self._doors.here:
             job = await self._start(invocation)
+            agent.refuse(ELSEWHERE)
+            return job
+        try:
+            door = self._doors.make(invocation.run_id)
+        except OSError as error:
+            raise EngineError(f"a socket cannot be made: {error}") from error
+        try:
+            job = await self._start(invocation, door)
+        except BaseException as error:
+            door.close()
+            if not isinstance(error, ApiError) or not is_unseen(error):
+                raise
+            job = await self._start(invocation)
+            agent.refuse(UNSEEN)
+            return job
+        self._opened[job] = door
+        door.hand_over(agent)
+        return job
+
+    async def _start(self, invocation: Invocation, door: Door | None = None) -> DockerJob:
+        digest = invocation.recipe.digest
+        if door is not None:
+            env = {**invocation.env, b"SSH_AUTH_SOCK": AGENT_PATH}
+            invocation = dataclasses.replace(invocation, env=env)
+        try:
+            job = await self._begin(invocation, door)
         except ApiError as error:
             if error.status == 404 and "no such image" in error.message.lower():
                 self._here.discard(digest)
@@ -136,9 +187,34 @@ class DockerEngine:
                 raise
             # The network was removed behind our back: it is made anew, once.
             self._network_made = False
-            job = await self._start(invocation)
-        self._jobs.add(job)
+            job = await self._begin(invocation, door)
+        self._jobs[job] = invocation.run_id
         return job
+
+    async def usage(self) -> Mapping[str, Usage]:
+        room = asyncio.Semaphore(_STATS)
+
+        async def of(job: DockerJob) -> Usage | None:
+            async with room:
+                return await job.usage()
+
+        jobs = dict(self._jobs)
+        found = await asyncio.gather(*map(of, jobs))
+        return {
+            run_id: usage
+            for run_id, usage in zip(jobs.values(), found, strict=True)
+            if usage is not None
+        }
+
+    async def layers(self) -> list[Layer]:
+        return await self._images.kept()
+
+    async def remove(self, layer: Layer) -> bool:
+        self._here = {digest for digest in self._here if not digest.startswith(layer.name)}
+        if await self._images.remove(layer):
+            return True
+        await self._janitor.settle()  # what used it may have ended just now
+        return await self._images.remove(layer)
 
     async def purge(self) -> None:
         """Removes all that this instance has in the engine: containers, images, its network."""
@@ -152,10 +228,11 @@ class DockerEngine:
                     await self._delete(f"/images/{tag}?force=1")
         await self._delete(f"/networks/{self._network}")
 
-    async def _start(self, invocation: Invocation) -> DockerJob:
+    async def _begin(self, invocation: Invocation, door: Door | None) -> DockerJob:
         shape = await self._shape(invocation)
         labels = {**self._images.labels, RUN_LABEL: invocation.run_id}
-        description = sandbox.description(shape, labels, self._cpus)
+        mounts = [] if door is None else [door.mount]
+        description = sandbox.description(shape, labels, self._cpus, mounts)
         container = await self._janitor.create(description)
         waiting = None
         try:
@@ -166,7 +243,12 @@ class DockerEngine:
                 waiting.stream.close()
             await self._janitor.discard(container)
             raise
-        return DockerJob(self._api, self._janitor, handed, self._jobs.discard)
+        return DockerJob(self._api, self._janitor, handed, self._forget)
+
+    def _forget(self, job: DockerJob) -> None:
+        self._jobs.pop(job, None)
+        if (door := self._opened.pop(job, None)) is not None:
+            door.close()
 
     async def _shape(self, invocation: Invocation) -> Shape:
         network = "none"

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import docker
 import requests
 
-from cmdsvc.engine import EngineSettings, Progress, bases
+from cmdsvc.engine import EngineSettings, Layer, Progress, bases
 from cmdsvc.engine.docker.http import Api, ApiError, unreachable
 from cmdsvc.engine.docker.janitor import Janitor
 from cmdsvc.errors import BusyError, DataError, EngineError, printable
@@ -32,6 +32,9 @@ _STALL: Final = 60
 """Seconds without a word from the engine while it fetches an image."""
 
 _IMPORT_TIMEOUT: Final = 600.0
+
+_COUNT_TIMEOUT: Final = 120.0
+"""Seconds to count or remove what is on the disk."""
 
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
@@ -70,6 +73,62 @@ class Images:
             return False
         return True
 
+    async def kept(self) -> list[Layer]:
+        """The layers, and the bases that were imported for this instance."""
+        answer = await self._api.call(
+            "GET", "/system/df", query={"type": "image"}, timeout=_COUNT_TIMEOUT
+        )
+        images: list[Mapping[str, Any]] = answer["Images"] or []
+        ours = {image["Id"]: image for image in images if self._is_base(image)}
+        sources = map(
+            _imported_tag, filter(bases.is_tarball, self._settings.sources.bases.values())
+        )
+        wanted = {f"{self.repository}-base:{tag}" for tag in sources}
+        found = [
+            Layer(
+                id_, True, int(image["Size"]), wanted=not wanted.isdisjoint(image["RepoTags"] or ())
+            )
+            for id_, image in ours.items()
+        ]
+        for image in images:
+            for name in self._layer_names(image):
+                below = image["Id"] if image["Id"] in ours else image["ParentId"]
+                # One without packages is another name of its base.
+                size = _own(image) if DIGEST_LABEL in (image["Labels"] or {}) else 0
+                found.append(
+                    Layer(name, False, size, below if below in ours else "", image["Size"] - size)
+                )
+        return found
+
+    async def remove(self, layer: Layer) -> bool:
+        """False where a container or another image needs it."""
+        name = layer.name
+        if not layer.base and not name.startswith("sha256:"):
+            name = self.layer(name)
+        try:
+            await self._api.call(
+                "DELETE", f"/images/{quote(name, safe=':/@')}", timeout=_COUNT_TIMEOUT
+            )
+        except ApiError as error:
+            if error.status == 409:
+                return False
+            if error.status != 404:
+                raise
+        return True
+
+    def _is_base(self, image: Mapping[str, Any]) -> bool:
+        labels = image["Labels"] or {}
+        return labels.get(INSTANCE_LABEL) == self._settings.instance and DIGEST_LABEL not in labels
+
+    def _layer_names(self, image: Mapping[str, Any]) -> list[str]:
+        """The digests of the layers that an image is; its own name where it is one no more."""
+        tags = [tag.rpartition(":") for tag in image["RepoTags"] or ()]
+        names = [tag for repository, _, tag in tags if repository == self.repository]
+        labels = image["Labels"] or {}
+        if labels.get(INSTANCE_LABEL) == self._settings.instance and DIGEST_LABEL in labels:
+            return names or [image["Id"]]
+        return names
+
     async def tag(self, image: str, digest: str) -> None:
         query = {"repo": self.repository, "tag": digest[:24]}
         await self._api.call("POST", f"/images/{quote(image, safe=':/@')}/tag", query=query)
@@ -98,7 +157,7 @@ class Images:
     async def _imported(
         self, base: str, tag: str, source: str, progress: Progress, *, again: bool
     ) -> str:
-        name = hashlib.sha256(source.encode()).hexdigest()[:24]
+        name = _imported_tag(source)
         image = f"{self.repository}-base:{name}"
         async with self._lock(image):
             if again or not await self.has(image):
@@ -219,6 +278,15 @@ def repository(instance: str) -> str:
     if not _REPOSITORY.fullmatch(name) or len(name) > 64:
         name = hashlib.sha256(name.encode()).hexdigest()[:16]
     return f"cmdsvc-{name}"
+
+
+def _imported_tag(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()[:24]
+
+
+def _own(image: Mapping[str, Any]) -> int:
+    """Bytes that no other image has."""
+    return int(image["Size"]) - max(0, int(image["SharedSize"]))
 
 
 def reference(base: str, tag: str, source: str) -> str:

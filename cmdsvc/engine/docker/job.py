@@ -12,6 +12,7 @@ from datetime import datetime
 from signal import Signals
 from typing import Any, Final
 
+from cmdsvc.engine import Usage
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.janitor import Janitor
 from cmdsvc.engine.docker.sandbox import Handed, resize
@@ -38,6 +39,9 @@ _KILL_TIMEOUT: Final = 10.0
 _NOTED: Final = 2.0
 """Seconds to wait for the container's end after the program's: until then the engine may not have
 noted yet that memory ran out (it took 10 to 40 ms)."""
+
+_STATS_TIMEOUT: Final = 2.0
+"""Seconds."""
 
 _NUMBERS: Final = frozenset(int(number) for number in Signals)
 
@@ -108,6 +112,22 @@ class DockerJob:
         if self._outcome is None:
             self._outcome = await self._conclude()
         return self._outcome
+
+    async def usage(self) -> Usage | None:
+        """None where it has ended, or the engine does not tell."""
+        if self._over:
+            return None
+        try:
+            stats: dict[str, Any] = await self._api.call(
+                "GET",
+                f"/containers/{self._container}/stats",
+                query={"stream": "false", "one-shot": "true"},
+                timeout=_STATS_TIMEOUT,
+            )
+            nanoseconds = stats["cpu_stats"]["cpu_usage"]["total_usage"]
+            return Usage(nanoseconds / 1e9, stats["memory_stats"].get("usage"))
+        except (EngineError, KeyError):
+            return None
 
     async def aclose(self) -> None:
         if self._closing is None:

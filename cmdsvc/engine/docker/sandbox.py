@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -108,7 +108,12 @@ class Handed:
     """Output that came with the last word of the hand-over."""
 
 
-def description(shape: Shape, labels: Mapping[str, str], cpus: float) -> Mapping[str, Any]:
+def description(
+    shape: Shape,
+    labels: Mapping[str, str],
+    cpus: float,
+    mounts: Sequence[Mapping[str, Any]] = (),
+) -> Mapping[str, Any]:
     """What to make a container from; `cpus` is how many the engine has."""
     limits = shape.limits
     memory = max(limits.memory, _LEAST_MEMORY)
@@ -132,6 +137,7 @@ def description(shape: Shape, labels: Mapping[str, str], cpus: float) -> Mapping
         "NanoCpus": int(min(max(limits.cpus, _LEAST_CPUS), cpus) * 1e9),
         "PidsLimit": limits.pids + _OWN_PROCESSES,
         "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+        "Mounts": list(mounts),
     }
     if shape.runtime:
         host["Runtime"] = shape.runtime

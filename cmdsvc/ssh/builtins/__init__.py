@@ -4,16 +4,66 @@ from __future__ import annotations
 
 import difflib
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 
-from cmdsvc.errors import BusyError, UsageError, printable
-from cmdsvc.model import Identity, Outcome, Terminal
+from cmdsvc.errors import BusyError, ForbiddenError, UsageError, printable
+from cmdsvc.model import Identity, Outcome, Terminal, Via
 from cmdsvc.relay import Caller
-from cmdsvc.ssh.builtins import create, delete, edit, help_, ls, source, whoami
+from cmdsvc.service.runs import Request
+from cmdsvc.ssh.builtins import (
+    access,
+    admins,
+    apply,
+    create,
+    delete,
+    edit,
+    env,
+    help_,
+    history,
+    keys,
+    kill,
+    logs,
+    ls,
+    rollback,
+    run,
+    runs,
+    source,
+    system,
+    tokens,
+    top,
+    whoami,
+)
 from cmdsvc.ssh.verbs import Builtin, Call, Services
+
+WORDS = 1000
+CHARACTERS = 32 << 10
+"""That a builtin is asked with: argparse takes time by their square."""
 
 BUILTINS: dict[str, Builtin] = {
     verb: module.BUILTIN
-    for module in (help_, create, edit, source, ls, delete, whoami)
+    for module in (
+        help_,
+        create,
+        edit,
+        apply,
+        source,
+        history,
+        rollback,
+        ls,
+        delete,
+        env,
+        access,
+        admins,
+        tokens,
+        keys,
+        run,
+        runs,
+        logs,
+        kill,
+        top,
+        system,
+        whoami,
+    )
     for verb in (module.BUILTIN.verb, module.BUILTIN.alias)
     if verb is not None
 }
@@ -25,6 +75,8 @@ async def dispatch(
     identity: Identity,
     caller: Caller,
     terminal: Terminal | None,
+    *,
+    request: Callable[[str, Sequence[str]], Request],
 ) -> Outcome:
     """Does what `words` say, the first of them a verb. UsageError (64) for an unknown one."""
     builtin = BUILTINS.get(words[0])
@@ -34,12 +86,21 @@ async def dispatch(
             f"no builtin {printable(words[0])[:80]}",
             f"did you mean {near[0]}?" if near else "see :help",
         )
+    if identity.via is Via.TOKEN:
+        raise ForbiddenError("a token only runs commands", "log in with a key")
     if services.runs.draining:
         raise BusyError("the service is shutting down", "try again in a minute")
     parser = builtin.parser()
-    helping = "--help" in words[1:]
-    options = Namespace() if helping else parser.parse_args(words[1:])
-    call = Call(identity, services, caller, terminal, options)
+    own, rest = words[1:], []
+    if builtin.own is not None:
+        count = builtin.own(own)
+        own, rest = own[:count], own[count:]
+    if len(own) > WORDS or sum(map(len, own)) > CHARACTERS:
+        raise UsageError("too many words for a builtin", "what is long goes to its stdin")
+    helping = "--help" in own
+    options = Namespace() if helping else parser.parse_args(own)
+    options.rest = rest
+    call = Call(identity, services, caller, terminal, options, request)
     if helping:
         await call.out(parser.format_help())
         return Outcome(0)

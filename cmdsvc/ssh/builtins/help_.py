@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import socket
+
 from cmdsvc import __version__
 from cmdsvc.errors import UsageError, printable
 from cmdsvc.ssh.verbs import Builtin, Call, Parser
+
+SNIPPET = """\
+# Put this into ~/.ssh/config; HostName is as the server knows itself: mend it if it is not yours.
+Host cmd
+    HostName {host}
+    Port {port}
+    ControlMaster auto
+    ControlPath ~/.ssh/control-%C
+    ControlPersist 10m
+    # Then `ssh cmd NAME` runs a command, the second time without a handshake.
+    # Names are completed in your shell by what `cmdsvc completion bash` prints (zsh, fish).
+"""
 
 
 def _arguments(parser: Parser) -> None:
@@ -15,6 +29,9 @@ async def _run(call: Call) -> int:
     from cmdsvc.ssh.builtins import BUILTINS  # noqa: PLC0415 - the table that this one is in
 
     if (asked := call.options.builtin) is not None:
+        if asked == "ssh":
+            await call.out(_snippet(call))
+            return 0
         builtin = BUILTINS.get(asked) or BUILTINS.get(f":{asked}")
         if builtin is None:
             raise UsageError(f"no builtin {printable(asked)[:80]}", "see :help")
@@ -33,9 +50,18 @@ async def _run(call: Call) -> int:
         "",
         f"Your commands: {' '.join(c.name for c in commands) or 'none yet'}",
         "`:ls -a` lists the ready-made ones too; --help works on each builtin.",
+        "`:help ssh` prints what makes your ssh faster here.",
     ]
     await call.out("\n".join(lines) + "\n")
     return 0
+
+
+def _snippet(call: Call) -> str:
+    """For ~/.ssh/config: one connection is shared, so that a run has no handshake to wait for."""
+    host, port = call.services.address()
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared
+        host = socket.getfqdn()
+    return SNIPPET.format(host=host, port=port)
 
 
 BUILTIN = Builtin(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cmdsvc.model import READY_MADE
 from cmdsvc.ssh.verbs import Builtin, Call, Parser
 
 
@@ -17,7 +16,7 @@ async def _run(call: Call) -> int:
         ("name", "version", "updated", "description"),
         [
             (
-                f"{READY_MADE}/{c.name}" if c.owner == READY_MADE else c.name,
+                c.name if c.owner == call.identity.user else c.full_name,
                 c.version,
                 f"{c.updated_at:%Y-%m-%dT%H:%M:%SZ}",
                 c.description,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from cmdsvc.access import Action
 from cmdsvc.ssh.verbs import Builtin, Call, Parser
 
 
 def _arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--version", type=int, metavar="N", help="by default the current one")
 
 
 async def _run(call: Call) -> int:
-    command = await call.services.commands.find(call.identity, call.options.name, Action.READ)
-    await call.caller.write(1, command.version.source)
+    source = await call.services.versions.source(
+        call.identity, call.options.name, call.options.version
+    )
+    await call.caller.write(1, source)
     return 0
 
 

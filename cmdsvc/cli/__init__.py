@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from cmdsvc import config
+from cmdsvc.cli import upkeep, users
 from cmdsvc.errors import CmdError, UsageError
-from cmdsvc.model import READY_MADE, check_name
 
 cli = typer.Typer(
     name="cmdsvc",
@@ -20,8 +19,9 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-user = typer.Typer(help="Who may log in.", no_args_is_help=True)
-cli.add_typer(user, name="user")
+cli.add_typer(users.cli, name="user")
+for command in upkeep.COMMANDS:
+    cli.command()(command)
 
 
 def run() -> NoReturn:
@@ -47,11 +47,15 @@ def serve() -> None:
 
 
 @cli.command()
-def check() -> None:
+def check(
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="print warnings and errors alone")
+    ] = False,
+) -> None:
     """Say what is in force and what is wrong; exit 1 where something is."""
     from cmdsvc.check import check as run_check  # noqa: PLC0415
 
-    sys.exit(asyncio.run(run_check()))
+    sys.exit(asyncio.run(run_check(quiet=quiet)))
 
 
 @cli.command()
@@ -100,34 +104,39 @@ def firewall(
     print(f"the nftables table inet {table} holds runs on {bridge} to the Internet")  # noqa: T201
 
 
+@cli.command("rotate-key")
+def rotate_key(
+    lost: Annotated[
+        bool, typer.Option("--lost", help="the key is lost: remove what no key opens")
+    ] = False,
+) -> None:
+    """Seal all secrets anew with a new key. Stop the server first; repeat it if it was killed."""
+    from cmdsvc import app  # noqa: PLC0415
+    from cmdsvc.service import secretkey  # noqa: PLC0415
+    from cmdsvc.store import open_store  # noqa: PLC0415
+
+    settings = config.load()
+
+    async def rotate() -> tuple[int, list[str]]:
+        with app.lock(settings.data_dir):
+            store = await open_store(settings.url)
+            try:
+                return await secretkey.rotate(settings.keys_dir, store, lost=lost)
+            finally:
+                await store.aclose()
+
+    count, removed = asyncio.run(rotate())
+    for name in removed:
+        print(f"removed {name}: no key opens it")  # noqa: T201
+    print(  # noqa: T201
+        f"{count} values are sealed with a new key; put a copy of"
+        f" {settings.keys_dir / secretkey.FILE} where the others are"
+    )
+
+
 @cli.command()
 def demo() -> None:
     """Show the whole thing at work: a server of its own, the real ssh client, nothing left behind."""
     from cmdsvc.demo import demo as run_demo  # noqa: PLC0415
 
     sys.exit(run_demo())
-
-
-@user.command("add")
-def user_add(
-    name: Annotated[str, typer.Argument(help="the user's name here")],
-    file: Annotated[Path | None, typer.Argument(help="public keys; - or none is stdin")] = None,
-    operator: Annotated[bool, typer.Option("--operator", help="runs the service too")] = False,
-) -> None:
-    """Let a user log in with the public keys in FILE (authorized_keys format)."""
-    from cmdsvc.ssh.keys import add_user  # noqa: PLC0415
-
-    settings = config.load()
-    check_name(name)
-    if name in {READY_MADE, "public"} or name.startswith("cmd_"):
-        raise UsageError(f"{name!r} is nobody's name", "choose another")
-    try:
-        text = sys.stdin.read() if file in {None, Path("-")} else file.read_text()
-        added = add_user(settings.keys_dir, name, text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read {file or 'stdin'}: {error}", "give a public key file"
-        ) from None
-    print(f"{name}: {added} new key{'' if added == 1 else 's'}")  # noqa: T201
-    if operator:
-        print(config.add_operator(settings, name))  # noqa: T201

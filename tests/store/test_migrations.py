@@ -1,0 +1,107 @@
+"""A store of each older program is brought up with all that is in it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cmdsvc.model import Outcome, Reason
+from cmdsvc.store import migrate, open_store
+from tests.store.lab import LATER, NOW, a_run, at, fail, query
+
+pytest_plugins = ("tests.store.backends",)
+
+AT = 1777863721123456
+"""NOW, as it is stored."""
+FIRST = f"""
+INSERT INTO users (name) VALUES ('ann'), ('bob');
+INSERT INTO commands (id, owner, name, current, last, updated_at)
+VALUES (7, 'ann', 'hello', 2, 3, {AT});
+INSERT INTO versions (command_id, number, description, author, digest, created_at, source)
+VALUES (7, 1, 'one', 'ann', 'd1', {AT}, CAST('src1' AS BYTES)),
+  (7, 2, 'two', 'bob', 'd2', {AT}, CAST('src2' AS BYTES));
+INSERT INTO runs (id, server, command, version, "user", door, started_at, ended_at, exit_status,
+  reason, message)
+VALUES ('r1', 'one', 'ann/hello', 1, 'ann', 'ssh', {AT}, {AT + 1_000_000}, 3, 'exit', ''),
+  ('r2', 'one', 'ann/hello', 2, 'bob', 'ssh', {AT}, NULL, NULL, NULL, NULL),
+  ('r3', 'one', 'cmd/echo', 1, 'bob', 'ssh', {AT}, NULL, NULL, NULL, NULL)
+"""
+"""What a store of schema 0001 holds."""
+
+
+async def make(url: str, revision: str, rows: str) -> None:
+    """A store as the program of that schema left it."""
+    if url.startswith("sqlite"):
+        Path(url.partition(":///")[2]).parent.mkdir()
+
+    def upgrade(connection: Connection) -> None:
+        config = migrate._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade)
+    await engine.dispose()
+    bytes_ = "BLOB" if url.startswith("sqlite") else "BYTEA"
+    await query(url, *rows.replace("BYTES", bytes_).split(";"))
+
+
+@pytest.fixture
+async def first(url: str) -> str:
+    await make(url, "0001", FIRST)
+    return url
+
+
+async def test_from_the_first(first: str) -> None:
+    store = await open_store(first, server="one")
+    assert await store.users() == ["ann", "bob"]
+    found = await store.find("ann", "hello")
+    assert found
+    assert (found.description, found.version.number, found.version.source) == ("two", 2, b"src2")
+    assert (found.access, found.admins, found.env) == (frozenset(), frozenset(), {})
+    assert [one.number for one in await store.history("ann", "hello")] == [2, 1]
+    runs: dict[str, Any] = {
+        "r1": a_run("r1", ended_at=LATER, outcome=Outcome(3)),
+        "r2": a_run("r2", version=2, user="bob"),
+        "r3": a_run("r3", command="cmd/echo", user="bob"),
+    }
+    assert {run.id: run for run in await store.runs()} == runs
+    # By whose command it is, which is new.
+    assert {run.id for run in await store.runs_seen_by("ann")} == {"r1", "r2"}
+    assert {run.id for run in await store.runs_seen_by("bob")} == {"r2", "r3"}
+    assert {run.id for run in await store.runs_seen_by("bob", command="ann/hello")} == {"r2"}
+    assert await store.retire_runs(before=LATER, bytes_kept=0) == (0, 0)
+    assert await store.mark_lost(NOW) == 2
+    lost = await store.run("r2")
+    assert lost
+    assert lost.outcome
+    assert lost.outcome.reason is Reason.LOST
+    changed = await store.add_version(
+        owner="ann", name="hello", description="", source=b"4", author="ann", digest="d", created_at=NOW
+    )  # fmt: skip
+    assert changed.version.number == 4
+    await store.set_access("ann", "hello", grant=["bob"], by="ann")
+    await store.aclose()
+
+
+async def test_half_way_it_stays_the_first(first: str) -> None:
+    with at("\nCREATE TABLE notices", fail), pytest.raises(RuntimeError):
+        await open_store(first)
+    assert await query(first, "SELECT version_num FROM alembic_version") == [("0001",)]
+    await (await open_store(first)).aclose()
+
+
+async def test_an_older_program_goes_on_beside_this_one(first: str) -> None:
+    """As two servers on one database are brought up one after the other."""
+    store = await open_store(first, server="two")
+    await query(
+        first,
+        'INSERT INTO runs (id, server, command, version, "user", door, started_at)'
+        f" VALUES ('r4', 'one', 'ann/hello', 2, 'ann', 'ssh', {AT})",
+    )
+    assert "r4" in {run.id for run in await store.runs_seen_by("ann")}
+    await store.aclose()
