@@ -44,6 +44,8 @@ class Verdict(Enum):
 
 OWNERS = frozenset({Action.ADMINS, Action.DELETE, Action.AGENT})
 """Of a command's owner alone."""
+LIMITED = frozenset({Via.TOKEN, Via.ANONYMOUS, Via.ITSELF})
+"""Who only runs commands."""
 OPERATORS = frozenset({Action.DELETE, Action.KILL})
 """Of any command, for operators."""
 
@@ -54,11 +56,17 @@ def may(identity: Identity, action: Action, command: Command | None = None) -> V
     A token has no rights of its maker: it runs what it is granted, and nothing else.
     """
     if action in {Action.CREATE, Action.OPERATE}:
-        if identity.via is Via.TOKEN or (action is Action.OPERATE and not identity.operator):
+        if identity.via in LIMITED or (action is Action.OPERATE and not identity.operator):
             return Verdict.FORBIDDEN
         return Verdict.ALLOWED
     if command is None:
         return Verdict.UNKNOWN
+    if identity.via is Via.ANONYMOUS:
+        allowed = action is Action.RUN and command.anonymous
+        return Verdict.ALLOWED if allowed else Verdict.UNKNOWN
+    if identity.via is Via.ITSELF:
+        mine = action is Action.RUN and identity.user == command.owner
+        return Verdict.ALLOWED if mine else Verdict.UNKNOWN
     token = identity.via is Via.TOKEN
     if not token:
         if identity.user == command.owner:

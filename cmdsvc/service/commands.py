@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import difflib
 from collections.abc import AsyncIterator, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cmdsvc.access import Action, Verdict, may
@@ -21,7 +21,7 @@ from cmdsvc.errors import (
     printable,
 )
 from cmdsvc.metadata import MAX_DESCRIPTION, valid_description
-from cmdsvc.model import READY_MADE, Command, Identity, Limits, Network, check_name
+from cmdsvc.model import READY_MADE, Command, Identity, Limits, Network, Via, check_name
 from cmdsvc.recipe import Recipe, recipe
 from cmdsvc.script import Script, parse
 from cmdsvc.service.builds import Builds
@@ -71,6 +71,7 @@ class Commands:
                 author=identity.user,
                 digest=layer.digest,
                 created_at=datetime.now(UTC),
+                schedule=script.metadata.schedule,
             )
 
     async def check_new(self, identity: Identity, name: str) -> str:
@@ -101,6 +102,7 @@ class Commands:
                 author=identity.user,
                 digest=layer.digest,
                 created_at=datetime.now(UTC),
+                schedule=script.metadata.schedule,
             )
 
     async def delete(self, identity: Identity, name: str) -> Command:
@@ -122,6 +124,9 @@ class Commands:
             command = await self._store.find(owner, short)
         if command is None and ("/" not in name or owner == READY_MADE):
             command = self._ready_made.find(short)
+        if command is not None and identity.via is Via.ANONYMOUS:
+            script, _ = await asyncio.to_thread(self.parse, command.version.source)
+            command = replace(command, anonymous=script.metadata.http.public)
         verdict = may(identity, action, command)
         if command is None or verdict is Verdict.UNKNOWN:
             raise await self._not_found(identity, name)

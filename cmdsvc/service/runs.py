@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from cmdsvc import __version__
@@ -55,6 +55,14 @@ ARG_MAX = 128 << 10
 """Bytes of one argument with its NUL, above which Linux executes nothing (execve(2))."""
 ENV_MAX = 64 << 10
 """Bytes of environment that are taken from a caller."""
+WITH_BODY = (b"/bin/sh", b"-c", b'cat >body && exec "$@" <body', b"sh")
+"""Goes before a program that is to find its stdin as a file too."""
+
+
+def run_id() -> str:
+    """16 characters of 0-9 a-v: the time in ms, then 32 random bits; later ones sort later."""
+    raw = int(time.time() * 1000).to_bytes(6, "big") + secrets.token_bytes(4)
+    return base64.b32hexencode(raw).decode().lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,12 @@ class Request:
     """The caller's, where he lets it be used."""
     git: bool = False
     """Whether a git client asks, to push."""
+    variables: Mapping[bytes, bytes] = field(default_factory=dict)
+    """What the door says of the request (CGI, RFC 3875; HOOK_*): the owner's environment wins."""
+    id: str = field(default_factory=run_id)
+    """The run's."""
+    body_file: bool = False
+    """Whether the script finds its stdin as the file /cmd/body too."""
 
 
 class Runs:
@@ -158,12 +172,13 @@ class Runs:
         try:
             command = await self._commands.find(request.identity, request.name, Action.RUN)
             run = Run(
-                id=run_id(),
+                id=request.id,
                 command=command.full_name,
                 version=command.version.number,
                 user=user,
                 door=request.door,
                 started_at=datetime.now(UTC),
+                token=request.identity.token,
             )
             script, recipe = self._parse(command)
             invocation = self._invocation(run, request, command, script, recipe)
@@ -184,7 +199,11 @@ class Runs:
         return Invocation(
             run_id=run.id,
             recipe=recipe,
-            argv=(*(script.utility or (SCRIPT_PATH,)), *request.args),
+            argv=(
+                *(WITH_BODY if request.body_file else ()),
+                *(script.utility or (SCRIPT_PATH,)),
+                *request.args,
+            ),
             script=script.body,
             env=environment(run, request, command, script, self._env.opened(command)),
             limits=self._limits_of(request, script),
@@ -319,12 +338,6 @@ class Runs:
                 await asyncio.wait(tasks)
 
 
-def run_id() -> str:
-    """16 characters of 0-9 a-v: the time in ms, then 32 random bits; later ones sort later."""
-    raw = int(time.time() * 1000).to_bytes(6, "big") + secrets.token_bytes(4)
-    return base64.b32hexencode(raw).decode().lower()
-
-
 def environment(
     run: Run, request: Request, command: Command, script: Script, owners: Mapping[bytes, bytes]
 ) -> dict[bytes, bytes]:
@@ -349,6 +362,7 @@ def environment(
     user = request.identity.user.encode()
     return {
         **env,
+        **request.variables,
         **owners,
         b"PATH": SEARCH_PATH,
         b"HOME": WORK_DIR,

@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
 from cmdsvc.errors import UsageError
-from cmdsvc.model import Command, Entry, Outcome, Output, Run, Token, Version, VersionInfo
+from cmdsvc.model import (
+    Answer,
+    Command,
+    Delivery,
+    Entry,
+    Hook,
+    Outcome,
+    Output,
+    Run,
+    Schedule,
+    State,
+    Token,
+    Version,
+    VersionInfo,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,49 @@ class Notice:
 
     text: str
     closed: bool = False
+
+
+class Taken(Enum):
+    """What became of a delivery that is to be stored."""
+
+    NEW = auto()
+    REPEATED = auto()
+    """It is here already: the sender sent it again."""
+    FULL = auto()
+    """Too many wait for this command; it is not stored."""
+
+
+class Ticked(Enum):
+    """What became of a schedule's moment."""
+
+    BEGUN = auto()
+    TAKEN = auto()
+    """Another server has dealt with it, or it is not scheduled any more."""
+    SKIPPED = auto()
+    """The run before has not ended; noted."""
+    MISSED = auto()
+    """As it was asked for; noted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A delivery to be stored. `hook_id` None: it is a schedule's."""
+
+    delivery: Delivery
+    hook_id: int | None
+    same: str
+    """What a repetition has too: the sender's id of it, or a digest."""
+    window: float | None
+    """Seconds for which an equal `same` is a repetition; None: as long as the first is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    waiting: int
+    running: int
+    failed: int
+    oldest: datetime | None
+    """When the oldest that waits was received."""
 
 
 Reseal = Callable[[str, str, bytes], bytes]
@@ -70,8 +128,9 @@ class Store(Protocol):
         author: str,
         digest: str,
         created_at: datetime,
+        schedule: str | None = None,
     ) -> Command:
-        """A command with its version 1; `digest` is its recipe's.
+        """A command with its version 1; `digest` is its recipe's, `schedule` the script's own.
 
         ExistsError (73) if there is one of that name; of several calls at once, one succeeds.
         ForbiddenError (77) if `owner` is not, or no longer, a user.
@@ -88,6 +147,7 @@ class Store(Protocol):
         author: str,
         digest: str,
         created_at: datetime,
+        schedule: str | None = None,
     ) -> Command:
         """A new current version, numbered one above the highest that the command ever had.
 
@@ -308,6 +368,139 @@ class Store(Protocol):
     async def notice(self) -> Notice | None: ...
 
     async def set_notice(self, notice: Notice | None, *, by: str) -> None: ...
+
+    # Hooks, deliveries and schedules.
+
+    async def add_hook(self, hook: Hook, *, by: str) -> Hook:
+        """With its id. ExistsError (73) for a name the command has; NotFoundError: it is gone."""
+        ...
+
+    async def hooks(self, owner: str, name: str) -> list[Hook]:
+        """Of a command, sorted by name."""
+        ...
+
+    async def hook(self, owner: str, name: str, hook: str) -> Hook | None:
+        """One indexed read: it begins every delivery."""
+        ...
+
+    async def rotate_hook(self, hook: Hook, secret: bytes, at: datetime, *, by: str) -> Hook:
+        """A new sealed secret; the one before becomes `previous`. NotFoundError: it is gone."""
+        ...
+
+    async def remove_hook(self, owner: str, name: str, hook: str, *, by: str) -> bool:
+        """With its deliveries."""
+        ...
+
+    async def accept(self, arrival: Arrival, *, most: int) -> tuple[Taken, str]:
+        """Stores a delivery unless `most` of its command wait already; its id, or the first's.
+
+        On return it survives a power failure. Several at once are one commit. NotFoundError where
+        the command or the hook is gone.
+        """
+        ...
+
+    async def claim(self, now: datetime, until: datetime, limit: int) -> list[Delivery]:
+        """Takes what is due and nobody's, the earliest first, for this server until `until`.
+
+        Each has its `attempt` counted up. What another server's lease on has run out is nobody's.
+        Of an ordered hook only the first that is not ended is due. Two servers never get the same.
+        """
+        ...
+
+    async def renew(self, ids: Collection[str], until: datetime) -> None:
+        """Holds what was claimed for longer."""
+        ...
+
+    async def begin_attempt(self, delivery_id: str, attempt: int, run_id: str) -> bool:
+        """Notes the run; False where the delivery is not (any more) this server's and attempt's."""
+        ...
+
+    async def end_attempt(
+        self,
+        delivery_id: str,
+        attempt: int,
+        state: State,
+        *,
+        due_at: datetime | None = None,
+        exit_status: int | None = None,
+        message: str = "",
+        uncounted: bool = False,
+    ) -> bool:
+        """DONE, FAILED, or WAITING until `due_at`. False as `begin_attempt`; then nothing changed.
+
+        `uncounted`: the attempt did not really begin, and does not count.
+        """
+        ...
+
+    async def reclaim(self, now: datetime) -> int:
+        """Makes what this server held when it died due at once. At start-up."""
+        ...
+
+    async def next_due(self) -> datetime | None:
+        """When there is something to claim next, leases that run out included."""
+        ...
+
+    async def deliveries(
+        self, owner: str, name: str, *, hook: str | None = None, limit: int = 20
+    ) -> list[Delivery]:
+        """Newest first, at most 1000, without body and environment."""
+        ...
+
+    async def replay(
+        self, owner: str, name: str, *, delivery: str | None, now: datetime, by: str
+    ) -> int:
+        """Makes an ended delivery, or (None) all failed ones, due again; how many that are.
+
+        Attempts are counted anew.
+        """
+        ...
+
+    async def backlog(self) -> Backlog: ...
+
+    async def retire_deliveries(self, *, before: datetime) -> int:
+        """Removes what ended before `before`, in small steps."""
+        ...
+
+    async def schedules(self) -> list[Schedule]:
+        """All that are in force: the owner's where there is one, else the script's own."""
+        ...
+
+    async def schedule(self, owner: str, name: str) -> Schedule | None: ...
+
+    async def set_schedule(self, schedule: Schedule, *, by: str) -> None:
+        """As the owner's. NotFoundError where the command is gone."""
+        ...
+
+    async def remove_schedule(self, owner: str, name: str, *, by: str) -> bool:
+        """The owner's; then the script's own holds again, where it has one."""
+        ...
+
+    async def tick(
+        self, schedule: Schedule, at: datetime, arrival: Arrival | None, *, most: int
+    ) -> Ticked:
+        """Deals with the planned moment `at`, once among all servers; None: it is noted as missed."""
+        ...
+
+    # What was answered under an Idempotency-Key.
+
+    async def begin_answer(
+        self, caller: str, key: str, answer: Answer, now: datetime, since: datetime
+    ) -> Answer | None:
+        """Puts down that a request is under way; the first one's where there is one after `since`.
+
+        `caller` is a token's id, or "". Of several at once one gets None, which is to go on.
+        """
+        ...
+
+    async def end_answer(self, caller: str, key: str, answer: Answer) -> None:
+        """How it was answered."""
+        ...
+
+    async def drop_answer(self, caller: str, key: str) -> None:
+        """It never ran: the next one is the first."""
+        ...
+
+    async def retire_answers(self, *, before: datetime) -> int: ...
 
     async def backup(self, path: Path) -> None:
         """A whole copy of the store as a SQLite file at `path`, while everything goes on."""
