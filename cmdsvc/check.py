@@ -19,6 +19,7 @@ from cmdsvc.service import secretkey
 from cmdsvc.ssh.certificates import Authorities
 from cmdsvc.ssh.keys import read_user_keys
 from cmdsvc.ssh.revocation import Revocations
+from cmdsvc.web.certificate import Certificate
 
 
 async def check(*, quiet: bool = False) -> int:
@@ -43,7 +44,8 @@ async def check(*, quiet: bool = False) -> int:
         *_bases(settings),
         *_keys(settings),
         *_identity(settings),
-        *_port(settings),
+        *_ports(settings),
+        *_tls(settings),
         *await _engine(settings),
     ]
     _print(console, [f for f in findings if not quiet or f.level != "ok"])
@@ -133,24 +135,37 @@ def _identity(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _port(settings: Settings) -> list[Finding]:
+def _ports(settings: Settings) -> list[Finding]:
     if _running(settings.data_dir):
         return [Finding("ok", f"a server runs on {settings.data_dir}")]
-    host, port = split_address(settings.ssh_listen)
+    return [_listening("SSH", settings.ssh_listen), _listening("HTTP", settings.http_listen)]
+
+
+def _listening(door: str, address: str) -> Finding:
+    host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))
         except OSError as error:
-            return [
-                Finding(
-                    "error",
-                    f"cannot listen on {settings.ssh_listen}: {error.strerror}",
-                    "set CMDSVC_SSH_LISTEN to a free address",
-                )
-            ]
-    return [Finding("ok", f"can listen on {settings.ssh_listen}")]
+            return Finding(
+                "error",
+                f"cannot listen on {address}: {error.strerror}",
+                f"set {config.PREFIX}{door}_LISTEN to a free address",
+            )
+    return Finding("ok", f"can listen on {address}, {door}")
+
+
+def _tls(settings: Settings) -> list[Finding]:
+    try:
+        files = app.web_settings(settings).certificate
+        if files is None:
+            return []
+        Certificate(*files).open()
+    except CmdError as error:
+        return [Finding("error", error.what, error.hint)]
+    return [Finding("ok", f"HTTPS with {files[0]}")]
 
 
 def _running(data_dir: Path) -> bool:

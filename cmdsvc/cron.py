@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from zoneinfo import ZoneInfo
 
@@ -45,6 +45,17 @@ class Cron:
             if (due := found.astimezone(UTC)) > moment:
                 return due
         raise AssertionError("it comes again, as was tried when it was read")
+
+    def last(self, after: datetime, until: datetime) -> datetime | None:
+        """The last time after one moment and not after the other, in UTC."""
+        reach = timedelta(minutes=1)
+        while (found := self.after(max(after, until - reach))) > until:
+            if until - reach <= after:
+                return None
+            reach *= 2
+        while (later := self.after(found)) <= until:
+            found = later
+        return found
 
 
 def parse(expression: str, zone: str = "UTC") -> Cron:

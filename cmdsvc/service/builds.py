@@ -14,6 +14,7 @@ from cmdsvc.engine import Engine, Invocation, Progress
 from cmdsvc.errors import BusyError, DataError, EngineError, printable
 from cmdsvc.model import SEARCH_PATH, Limits, Network, Outcome, Reason
 from cmdsvc.recipe import Recipe
+from cmdsvc.service.figures import Figures
 
 AT_ONCE = 2
 WAITING = 32
@@ -65,8 +66,9 @@ class _Build:
 
 
 class Builds:
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, figures: Figures) -> None:
         self._engine = engine
+        self._figures = figures
         self._limits = limits
         self._building: dict[str, _Build] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -122,7 +124,8 @@ class Builds:
     async def _build(self, recipe: Recipe, build: _Build) -> None:
         try:
             async with self._room:
-                await self._engine.build(recipe, build.tell)
+                with self._figures.building():
+                    await self._engine.build(recipe, build.tell)
         except Exception:
             self.failed += 1
             raise

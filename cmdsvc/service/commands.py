@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from cmdsvc.access import Action, Verdict, may
+from cmdsvc.access import LIMITED, Action, Verdict, may
 from cmdsvc.engine import Progress
 from cmdsvc.errors import (
     BusyError,
@@ -137,6 +137,13 @@ class Commands:
             )
         return command
 
+    async def named(self, full_name: str) -> Command | None:
+        """What OWNER/NAME is, whoever asks: for what a door tells everybody."""
+        owner, _, name = full_name.partition("/")
+        if owner == READY_MADE:
+            return self._ready_made.find(name)
+        return await self._store.find(owner, name)
+
     async def list(self, identity: Identity, *, all_: bool) -> list[Listing]:
         """The caller's own commands; `all_`: others' that he may run, and the ready-made, too."""
         own = await self._store.list_commands(identity.user)
@@ -218,7 +225,9 @@ class Commands:
         )
 
     async def _not_found(self, identity: Identity, name: str) -> NotFoundError:
-        known = [*await self._store.names(identity.user), *self._ready_made.commands]
+        known = list(self._ready_made.commands)
+        if identity.via not in LIMITED:  # a token is not told its maker's commands
+            known += await self._store.names(identity.user)
         near = difflib.get_close_matches(name.rpartition("/")[2], known, n=1, cutoff=0.7)
         return NotFoundError(
             f"no command {name}",

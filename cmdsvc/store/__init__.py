@@ -69,7 +69,7 @@ class Ticked(Enum):
     TAKEN = auto()
     """Another server has dealt with it, or it is not scheduled any more."""
     SKIPPED = auto()
-    """The run before has not ended; noted."""
+    """The run before has not ended, or too many wait; noted."""
     MISSED = auto()
     """As it was asked for; noted."""
 
@@ -95,8 +95,11 @@ class Backlog:
     """When the oldest that waits was received."""
 
 
-Reseal = Callable[[str, str, bytes], bytes]
-"""Takes a command, a name and its sealed value, and returns another sealed value."""
+Place = tuple[str, str, str, str]
+"""Where a sealed value is: "env" (a variable) or "hook" (a secret), owner, command, name."""
+
+Reseal = Callable[[Place, bytes], bytes]
+"""Takes a place and its sealed value, and returns another sealed value."""
 
 
 class Store(Protocol):
@@ -196,6 +199,7 @@ class Store(Protocol):
     async def mark_lost(self, now: datetime) -> int:
         """Ends, as lost, the runs of this server that have no end; returns how many they were.
 
+        Its requests under way (`begin_answer`) are then answered: 500, with nothing.
         To be called at start-up, before any run.
         """
         ...
@@ -257,17 +261,17 @@ class Store(Protocol):
         """Sealed values by name. The record has the names."""
         ...
 
-    def sealed(self) -> AsyncIterator[tuple[str, str, str, bytes]]:
-        """Every sealed value: owner, command, name, value; for a new key.
+    def sealed(self) -> AsyncIterator[tuple[Place, bytes]]:
+        """Every sealed value, for a new key. A hook has two of them while both secrets hold.
 
         Few at a time; `reseal` may be called meanwhile.
         """
         ...
 
-    async def reseal(self, values: Sequence[tuple[str, str, str, bytes, bytes]]) -> int:
+    async def reseal(self, values: Sequence[tuple[Place, bytes, bytes]]) -> int:
         """Replaces sealed values where they still are what they were; how many were.
 
-        Each is owner, command, name, old, new.
+        Each is place, old, new.
         """
         ...
 
@@ -313,8 +317,9 @@ class Store(Protocol):
     ) -> bool:
         """With commands, grants, tokens and runs. ExistsError where `new` is taken.
 
-        Sealed values are bound to their owner's name: `reseal` makes them the new one's, and what
-        it raises takes all of it back. None leaves them as they are, which then nobody opens.
+        Sealed values are bound to their owner's name: `reseal`, which gets their new place, makes
+        them the new one's, and what it raises takes all of it back. None leaves them as they are,
+        which then nobody opens.
         """
         ...
 
@@ -360,8 +365,8 @@ class Store(Protocol):
     async def usage(self) -> dict[str, int]:
         """How much is kept.
 
-        Rows as users, commands, versions, runs, tokens, entries, outputs; bytes as source_bytes,
-        output_bytes.
+        Rows as users, commands, versions, runs, tokens, entries, outputs, deliveries; bytes as
+        source_bytes, output_bytes.
         """
         ...
 
@@ -399,9 +404,12 @@ class Store(Protocol):
         """
         ...
 
-    async def claim(self, now: datetime, until: datetime, limit: int) -> list[Delivery]:
+    async def claim(
+        self, now: datetime, until: datetime, limit: int, *, apart: Collection[str] = ()
+    ) -> list[Delivery]:
         """Takes what is due and nobody's, the earliest first, for this server until `until`.
 
+        Nothing of the owners `apart`, who have enough for now.
         Each has its `attempt` counted up. What another server's lease on has run out is nobody's.
         Of an ordered hook only the first that is not ended is due. Two servers never get the same.
         """

@@ -12,6 +12,7 @@ from cmdsvc.model import SCRIPT_PATH, Limits, Network, Outcome, Reason
 from cmdsvc.recipe import Recipe
 from cmdsvc.service import builds as module
 from cmdsvc.service.builds import AT_ONCE, PACKAGES, WAITING, Builds
+from cmdsvc.service.figures import Figures
 from tests.fakes import (
     AnsweringEngine,
     BrokenStopEngine,
@@ -53,7 +54,7 @@ def recipe_of(number: int) -> Recipe:
 class TestEnsure:
     async def test_what_is_here_is_not_built(self):
         engine = FakeEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         await builds.ensure(JQ, lambda _: None)
         again = Waiter(builds)
         await soon(again.task)
@@ -62,7 +63,7 @@ class TestEnsure:
 
     async def test_two_waiters_share_one_build_and_its_progress(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first, second = Waiter(builds), Waiter(builds)
         await soon(engine.begun.wait())
         await turns()
@@ -76,7 +77,7 @@ class TestEnsure:
 
     async def test_another_recipe_is_another_build(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds, recipe_of(n)) for n in range(2)]
         engine.go.set()
         await soon(asyncio.gather(*(w.task for w in waiters)))
@@ -84,7 +85,7 @@ class TestEnsure:
 
     async def test_who_leaves_does_not_stop_the_others(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first, second = Waiter(builds), Waiter(builds)
         await soon(engine.begun.wait())
         await first.leave()
@@ -99,7 +100,7 @@ class TestEnsure:
 
     async def test_the_last_who_leaves_stops_the_build(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first, second = Waiter(builds), Waiter(builds)
         await soon(engine.begun.wait())
         await second.leave()
@@ -113,7 +114,7 @@ class TestEnsure:
 
     async def test_who_leaves_while_it_waits_for_its_turn_is_not_built_for(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds, recipe_of(n)) for n in range(AT_ONCE + 1)]
         await turns()
         await waiters.pop().leave()
@@ -123,7 +124,7 @@ class TestEnsure:
 
     async def test_who_comes_while_a_stopped_build_cleans_up_gets_another(self):
         engine = SlowToStopEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first = Waiter(builds)
         await soon(engine.begun.wait())
         first.task.cancel()
@@ -141,7 +142,7 @@ class TestEnsure:
 
     async def test_what_fails_at_cleaning_up_is_still_a_cancellation(self):
         engine = BrokenStopEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiter = Waiter(builds)
         await soon(engine.begun.wait())
         await waiter.leave()
@@ -152,7 +153,7 @@ class TestEnsure:
     )
     async def test_a_failure_reaches_all_and_the_next_try_builds_again(self, error: Exception):
         engine = FailingEngine(error)
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds), Waiter(builds)]
         await soon(engine.begun.wait())
         engine.go.set()
@@ -168,7 +169,7 @@ class TestEnsure:
     async def test_a_failure_that_nobody_waits_for_is_no_ones_business(self):
         """An exception that was never retrieved would be a warning, and fail this test."""
         engine = FailingEngine(DataError("no such package"))
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiter = Waiter(builds)
         await soon(engine.begun.wait())
         engine.go.set()
@@ -178,7 +179,7 @@ class TestEnsure:
 
     async def test_so_many_at_once_and_so_many_waiting(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds, recipe_of(n)) for n in range(WAITING)]
         await turns()
         assert len(engine.built) == AT_ONCE
@@ -206,7 +207,9 @@ class TestCheckPrograms:
         program = tmp_path / "it's $(here); or not"
         program.write_text("#!/bin/sh\n")
         program.chmod(0o755)
-        await Builds(engine, LIMITS).check_programs(JQ, ["/bin/sh", "sh", str(program)])
+        await Builds(engine, LIMITS, Figures("fake")).check_programs(
+            JQ, ["/bin/sh", "sh", str(program)]
+        )
         (look,) = engine.runs
         assert look.network == Network.NONE
         assert look.limits == LIMITS
@@ -214,7 +217,7 @@ class TestCheckPrograms:
         assert look.argv[0] != SCRIPT_PATH
 
     async def test_it_is_looked_for_once(self, engine: FakeEngine):
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         for _ in range(3):
             await builds.check_programs(JQ, ["/bin/sh"])
         assert len(engine.runs) == 1
@@ -228,7 +231,7 @@ class TestCheckPrograms:
         self, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(module, "KNOWN", 2)
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         for programs in (["sh"], ["cat"], ["ls"]):  # the first is forgotten
             await builds.check_programs(JQ, programs)
         await builds.check_programs(JQ, ["ls"])
@@ -237,13 +240,15 @@ class TestCheckPrograms:
         assert len(engine.runs) == 4
 
     async def test_nothing_to_look_for(self, engine: FakeEngine):
-        await Builds(engine, LIMITS).check_programs(JQ, [])
+        await Builds(engine, LIMITS, Figures("fake")).check_programs(JQ, [])
         assert engine.runs == []
 
     @pytest.mark.parametrize("program", sorted(PACKAGES))
     async def test_the_package_that_brings_it(self, program: str, engine: FakeEngine):
         with pytest.raises(DataError) as caught:
-            await Builds(engine, LIMITS).check_programs(JQ, ["/bin/sh", f"/nowhere/{program}"])
+            await Builds(engine, LIMITS, Figures("fake")).check_programs(
+                JQ, ["/bin/sh", f"/nowhere/{program}"]
+            )
         assert caught.value.what == f"/nowhere/{program} is not in the image"
         assert caught.value.hint == f"add the package {PACKAGES[program]} to the #!cmd line"
 
@@ -265,12 +270,14 @@ class TestCheckPrograms:
     )
     async def test_no_package_is_known(self, program: str, engine: FakeEngine):
         with pytest.raises(DataError) as caught:
-            await Builds(engine, LIMITS).check_programs(JQ, ["sh", program, "/nowhere/jq"])
+            await Builds(engine, LIMITS, Figures("fake")).check_programs(
+                JQ, ["sh", program, "/nowhere/jq"]
+            )
         assert caught.value.what == f"{program} is not in the image"
         assert caught.value.hint == "add the package that brings it to the #!cmd line"
 
     async def test_a_failure_is_not_remembered(self, engine: FakeEngine, tmp_path: Path):
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         program = tmp_path / "later"
         with pytest.raises(DataError):
             await builds.check_programs(JQ, [str(program)])
@@ -280,12 +287,14 @@ class TestCheckPrograms:
 
     async def test_a_name_that_is_not_text(self, engine: FakeEngine):
         with pytest.raises(DataError) as caught:
-            await Builds(engine, LIMITS).check_programs(JQ, ["/nowhere/\udcff\x1b"])
+            await Builds(engine, LIMITS, Figures("fake")).check_programs(
+                JQ, ["/nowhere/\udcff\x1b"]
+            )
         assert str(caught.value).isprintable()
 
     async def test_a_layer_that_is_gone(self):
         with pytest.raises(BusyError, match="removed meanwhile"):
-            await Builds(FakeEngine(), LIMITS).check_programs(JQ, ["sh"])
+            await Builds(FakeEngine(), LIMITS, Figures("fake")).check_programs(JQ, ["sh"])
 
     @pytest.mark.parametrize(
         ("outcome", "says"),
@@ -299,18 +308,18 @@ class TestCheckPrograms:
     async def test_a_search_that_fails(self, outcome: Outcome, says: str):
         job = EndedJob(outcome, (2, b"sh: something else\n"))
         with pytest.raises(EngineError, match=f"could not be searched: {says}"):
-            await Builds(AnsweringEngine(job), LIMITS).check_programs(JQ, ["sh"])
+            await Builds(AnsweringEngine(job), LIMITS, Figures("fake")).check_programs(JQ, ["sh"])
         assert job.closed
 
     async def test_a_search_that_never_ends(self):
         job = NeverEndingJob()
         limits = Limits(timeout=0.01, memory=1, cpus=1, pids=1, disk=1)
         with pytest.raises(EngineError, match="timed out"):
-            await Builds(AnsweringEngine(job), limits).check_programs(JQ, ["sh"])
+            await Builds(AnsweringEngine(job), limits, Figures("fake")).check_programs(JQ, ["sh"])
         assert job.closed
 
     async def test_a_program_that_talks_too_much(self):
         job = EndedJob(Outcome(1), *[(1, b"x" * 200)] * 5)
         with pytest.raises(DataError) as caught:
-            await Builds(AnsweringEngine(job), LIMITS).check_programs(JQ, ["sh"])
+            await Builds(AnsweringEngine(job), LIMITS, Figures("fake")).check_programs(JQ, ["sh"])
         assert len(str(caught.value)) < 400

@@ -1,0 +1,168 @@
+"""What a monitoring system reads: counted where it happens, measured when it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from time import monotonic
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from cmdsvc import __version__
+from cmdsvc.errors import CmdError, EngineError, InternalError
+from cmdsvc.model import Door, Outcome, State
+from cmdsvc.service.admission import Admission
+from cmdsvc.store import Store
+
+MILLISECONDS = (
+    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600),
+)
+"""Bounds in seconds: close together where runs begin."""
+SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Figures:
+    """No label has a value that a caller can choose."""
+
+    def __init__(self, engine: str) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        info = Gauge(
+            "cmdsvc_info", "Which program this is.", ["version", "engine"], registry=registry
+        )
+        info.labels(__version__, engine).set(1)
+        self._engine = engine
+        self._runs = Counter(
+            "cmdsvc_runs",
+            "Runs that ended.",
+            ["door", "outcome", "engine"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "cmdsvc_run_seconds",
+            "From when a run was asked for to its end.",
+            ["door", "engine"],
+            buckets=MILLISECONDS,
+            registry=registry,
+        )
+        self._first_byte = Histogram(
+            "cmdsvc_run_first_byte_seconds",
+            "From when a run was asked for to the first byte that it wrote.",
+            ["door", "engine"],
+            buckets=MILLISECONDS,
+            registry=registry,
+        )
+        self._queue = Histogram(
+            "cmdsvc_queue_wait_seconds",
+            "How long runs waited that had to wait for others.",
+            buckets=MILLISECONDS,
+            registry=registry,
+        )
+        self._refused = Counter(
+            "cmdsvc_runs_refused",
+            "Runs that were not begun, by the exit status that was told.",
+            ["door", "exit_status"],
+            registry=registry,
+        )
+        self._builds = Histogram(
+            "cmdsvc_build_seconds",
+            "Builds of package layers.",
+            ["outcome", "engine"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._errors = Counter(
+            "cmdsvc_errors", "What failed that should not.", ["part"], registry=registry
+        )
+        for part in ("engine", "store"):
+            self._errors.labels(part)
+        self._attempts = Counter(
+            "cmdsvc_delivery_attempts",
+            "Attempts at deliveries, by what then became of the delivery.",
+            ["door", "state"],
+            registry=registry,
+        )
+        self._running = Gauge("cmdsvc_sandboxes_running", "Runs that go on.", registry=registry)
+        self._waiting = Gauge(
+            "cmdsvc_runs_waiting", "Runs that wait for others.", registry=registry
+        )
+        self._deliveries = Gauge(
+            "cmdsvc_deliveries", "Deliveries that are kept.", ["state"], registry=registry
+        )
+        self._oldest = Gauge(
+            "cmdsvc_deliveries_oldest_seconds",
+            "How long the oldest delivery waits.",
+            registry=registry,
+        )
+
+    def ended(self, door: Door, outcome: Outcome, seconds: float, first_byte: float | None) -> None:
+        """A run; `first_byte` in seconds too, None where it wrote nothing."""
+        self._runs.labels(door, outcome.reason, self._engine).inc()
+        self._seconds.labels(door, self._engine).observe(seconds)
+        if first_byte is not None:
+            self._first_byte.labels(door, self._engine).observe(first_byte)
+
+    def refused(self, door: Door, error: CmdError) -> None:
+        """A run that was not begun."""
+        self._refused.labels(door, error.exit_status).inc()
+
+    def failed(self, error: BaseException) -> None:
+        """Counts what is the engine's or the store's fault, and nothing else."""
+        if isinstance(error, EngineError):
+            self._errors.labels("engine").inc()
+        elif isinstance(error, InternalError):
+            self._errors.labels("store").inc()
+
+    def attempted(self, door: Door, state: State) -> None:
+        self._attempts.labels(door, state).inc()
+
+    def waited(self, seconds: float) -> None:
+        self._queue.observe(seconds)
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        begun, outcome = monotonic(), "failed"
+        try:
+            yield
+            outcome = "built"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except CmdError as error:
+            self.failed(error)
+            raise
+        finally:
+            self._builds.labels(outcome, self._engine).observe(monotonic() - begun)
+
+    async def exposition(self, store: Store, admission: Admission) -> bytes:
+        """All of it in Prometheus' text format. What the store cannot tell now is left out."""
+        self._running.set(admission.running)
+        self._waiting.set(admission.waiting)
+        try:
+            backlog = await store.backlog()
+        except CmdError as error:
+            self.failed(error)
+            self._deliveries.clear()
+        else:
+            self._deliveries.labels(State.WAITING).set(backlog.waiting)
+            self._deliveries.labels(State.RUNNING).set(backlog.running)
+            self._deliveries.labels(State.FAILED).set(backlog.failed)
+            now = datetime.now(UTC)
+            oldest = (now - backlog.oldest).total_seconds() if backlog.oldest else 0.0
+            self._oldest.set(max(0.0, oldest))
+        return await asyncio.to_thread(generate_latest, self._registry)
