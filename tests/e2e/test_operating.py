@@ -15,6 +15,8 @@ import pytest
 from tests import transcript
 from tests.e2e.service_lab import HELLO, PATIENCE, Said, Service
 
+pytestmark = pytest.mark.any_engine
+
 CHECKOUT = Path(__file__).parents[2]
 
 JQ = b"#!cmd alpine jq bash\n#!/bin/sh\njq --version\n"
@@ -145,8 +147,9 @@ class TestNotice:
         operated.ssh(":run", "--detach", "hello").failed(75, "back at noon")
         assert operated.ssh(":source", "hello").ok().out == HELLO
         assert run.poll() is None
-        operated.stop()
+        run.terminate()
         run.communicate()
+        operated.stop()
         operated.start()
         operated.ssh("hello").failed(75, "back at noon")
         assert (

@@ -14,6 +14,8 @@ import pytest
 from tests import transcript
 from tests.e2e.service_lab import Service
 
+pytestmark = pytest.mark.any_engine
+
 ROOT = Path(__file__).parents[2]
 
 PRINT = b'#!cmd alpine\n#!/bin/sh\nprintf %s "$TOKEN"\n'

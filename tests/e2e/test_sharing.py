@@ -10,6 +10,8 @@ import pytest
 
 from tests.e2e.service_lab import HELLO, Said, Service
 
+pytestmark = pytest.mark.any_engine
+
 TOKEN = r"cmd_[0-9a-v]{8}_[0-9a-v]{32}\n"
 
 
