@@ -48,16 +48,19 @@ OPERATORS = frozenset({Action.DELETE, Action.KILL})
 """Of any command, for operators."""
 
 
-def may(identity: Identity, action: Action, command: Command | None = None) -> Verdict:
+def may(identity: Identity | None, action: Action, command: Command | None = None) -> Verdict:
     """What becomes of `action`, on `command` where it is one on a command.
 
+    `identity` is None for who has not shown who he is: a token that does not hold is nobody's.
     A token has no rights of its maker: it runs what it is granted, and nothing else.
     """
     if action in {Action.CREATE, Action.OPERATE}:
-        if identity.via is Via.TOKEN or (action is Action.OPERATE and not identity.operator):
+        if identity is None or identity.via is Via.TOKEN:
+            return Verdict.FORBIDDEN
+        if action is Action.OPERATE and not identity.operator:
             return Verdict.FORBIDDEN
         return Verdict.ALLOWED
-    if command is None:
+    if identity is None or command is None:
         return Verdict.UNKNOWN
     token = identity.via is Via.TOKEN
     if not token:

@@ -184,7 +184,7 @@ class Runs:
         return Invocation(
             run_id=run.id,
             recipe=recipe,
-            argv=(*(script.utility or (SCRIPT_PATH,)), *request.args),
+            argv=(*((SCRIPT_PATH,) if script.utility is None else script.utility), *request.args),
             script=script.body,
             env=environment(run, request, command, script, self._env.opened(command)),
             limits=self._limits_of(request, script),
@@ -309,11 +309,17 @@ class Runs:
         _, left = await asyncio.wait(self._detached, timeout=grace)
         return not left
 
+    def cut_off(self) -> None:
+        """Ends what goes on; whoever waits for it is told why."""
+        self.live.stop_all(
+            Outcome(70, Reason.LOST, "the server stopped while this ran; start it again")
+        )
+
     async def aclose(self) -> None:
         """Ends what goes on, and waits until every ended run is recorded."""
         self.draining = True
         self.admission.close()
-        self.live.stop_all(Outcome(70, Reason.LOST, "the server stopped while this ran"))
+        self.cut_off()
         for tasks in (self._detached, self._endings):
             if tasks:
                 await asyncio.wait(tasks)

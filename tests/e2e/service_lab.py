@@ -107,11 +107,14 @@ class Service:
         self.cli("user", "add", name, f"{self.key(name)}.pub", *options).ok()
         self.users.append(name)
 
-    def start(self) -> None:
-        """Starts the server; it listens on return. The same port is used again after a restart."""
+    def start(self, *module: str) -> None:
+        """Starts the server; it listens on return. The same port is used again after a restart.
+
+        `module`, with its arguments, in the place of cmdsvc itself.
+        """
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cmdsvc", "serve"],
+                [sys.executable, "-m", *(module or ("cmdsvc", "serve"))],
                 env=self.environment,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -33,7 +33,7 @@ from tests.kit import Kit, Server
 
 pytestmark = pytest.mark.any_engine
 
-PER_ADDRESS = 20
+PER_ADDRESS = 50
 """Connections from one address that may be before the end of their login."""
 
 

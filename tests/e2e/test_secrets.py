@@ -57,6 +57,8 @@ class TestSet:
         assert service.ssh(printing).ok().out == b"one two  three=four"
         service.ssh(":env", printing, "set", "TOKEN=other").ok()
         assert service.ssh(printing).ok().out == b"other"
+        service.ssh(":env", printing, "set", "TOKEN=two\nlines\n").ok()
+        assert service.ssh(printing).ok().out == b"two\nlines\n"
         service.ssh(":env", printing, "unset", "TOKEN").ok()
         assert service.ssh(printing).ok().out == b""
 

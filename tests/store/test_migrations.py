@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.model import Outcome, Reason
-from cmdsvc.store import migrate, open_store
+from cmdsvc.store import look, migrate, open_store
+from cmdsvc.store.kinds import Found
 from tests.store.lab import LATER, NOW, a_run, at, fail, query
 
 pytest_plugins = ("tests.store.backends",)
@@ -105,3 +106,16 @@ async def test_an_older_program_goes_on_beside_this_one(first: str) -> None:
     )
     assert "r4" in {run.id for run in await store.runs_seen_by("ann")}
     await store.aclose()
+
+
+async def test_to_look_changes_nothing(first: str) -> None:
+    before = await query(first, "SELECT version_num FROM alembic_version")
+    assert await look(first) is Found.OLDER
+    assert await query(first, "SELECT version_num FROM alembic_version") == before
+    await (await open_store(first)).aclose()
+    assert await look(first) is Found.CURRENT
+
+
+async def test_to_look_makes_nothing(url: str, tmp_path: Path) -> None:
+    assert await look(url) is Found.NOTHING
+    assert not (tmp_path / "data").exists()
