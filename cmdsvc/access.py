@@ -50,16 +50,19 @@ OPERATORS = frozenset({Action.DELETE, Action.KILL})
 """Of any command, for operators."""
 
 
-def may(identity: Identity, action: Action, command: Command | None = None) -> Verdict:
+def may(identity: Identity | None, action: Action, command: Command | None = None) -> Verdict:
     """What becomes of `action`, on `command` where it is one on a command.
 
+    `identity` is None for who has not shown who he is: a token that does not hold is nobody's.
     A token has no rights of its maker: it runs what it is granted, and nothing else.
     """
     if action in {Action.CREATE, Action.OPERATE}:
-        if identity.via in LIMITED or (action is Action.OPERATE and not identity.operator):
+        if identity is None or identity.via in LIMITED:
+            return Verdict.FORBIDDEN
+        if action is Action.OPERATE and not identity.operator:
             return Verdict.FORBIDDEN
         return Verdict.ALLOWED
-    if command is None:
+    if identity is None or command is None:
         return Verdict.UNKNOWN
     if identity.via is Via.ANONYMOUS:
         allowed = action is Action.RUN and command.anonymous

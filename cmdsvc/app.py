@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from cmdsvc import systemd
 from cmdsvc.config import Settings, split_address
@@ -51,6 +52,9 @@ from cmdsvc.store import open_store
 from cmdsvc.web.server import WebServer, WebServices, WebSettings
 
 log = logging.getLogger("cmdsvc")
+
+FAREWELL = 2.0
+"""Seconds in which whoever is cut off at the end is told so."""
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
@@ -115,14 +119,17 @@ def make_engine(name: str, settings: EngineSettings) -> Engine:
 
 
 @contextlib.asynccontextmanager
-async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
-    """The engine that the settings name; `auto`: docker where it answers, else bubblewrap."""
+async def open_engine(settings: Settings, *, beside: bool = False) -> AsyncIterator[Engine]:
+    """The engine that the settings name; `auto`: docker where it answers, else bubblewrap.
+
+    `beside`: see Engine.open.
+    """
     made = engine_settings(settings)
     names = ("docker", "bubblewrap") if settings.engine == "auto" else (settings.engine,)
     for name in names:
         engine = make_engine(name, made)
         try:
-            await engine.open()
+            await engine.open(beside=beside)
         except EngineError as error:
             await engine.aclose()
             if name == names[-1]:
@@ -136,18 +143,32 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         return
 
 
+class HeldError(CmdError):
+    """Another server has the data folder."""
+
+
 @contextlib.contextmanager
 def lock(data_dir: Path) -> Iterator[None]:
-    """Holds the data folder; CmdError where another server has it."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (data_dir / "lock").open("a") as file:
+    """Holds the data folder; HeldError where it is taken, CmdError where it cannot be used."""
+    with _lock_file(data_dir) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CmdError(
+            raise HeldError(
                 f"another server runs on {data_dir}", "stop it, or set CMDSVC_DATA_DIR"
             ) from None
         yield
+
+
+def _lock_file(data_dir: Path) -> TextIO:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (data_dir / "lock").open("a")
+    except OSError as error:
+        raise CmdError(
+            f"{data_dir} cannot be used: {error.strerror}",
+            "set CMDSVC_DATA_DIR to a folder that can be written to",
+        ) from None
 
 
 async def serve(settings: Settings) -> int:
@@ -183,6 +204,7 @@ async def serve(settings: Settings) -> int:
                 engine.networks,
                 settings.max_commands,
                 settings.max_stored,
+                settings.imports,
             ),
         )
         env = Environment(store, commands, sealer)
@@ -299,6 +321,8 @@ async def serve(settings: Settings) -> int:
         )
         if not all(ended):
             log.warning("what did not end in time is stopped")
+            runs.cut_off()
+            await ssh.drain(FAREWELL)
     log.info("stopped")
     return 0
 

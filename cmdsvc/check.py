@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
+import shutil
 import socket
 import stat
 from pathlib import Path
@@ -19,13 +22,23 @@ from cmdsvc.service import secretkey
 from cmdsvc.ssh.certificates import Authorities
 from cmdsvc.ssh.keys import read_user_keys
 from cmdsvc.ssh.revocation import Revocations
+from cmdsvc.store import look, open_store
+from cmdsvc.store.kinds import Found
 from cmdsvc.web.certificate import Certificate
 
+LITTLE = 1 << 30
+TOO_LITTLE = 100 << 20
+"""Free bytes on the disk of the data folder."""
+ANSWER = 10.0
+"""Seconds in which a server that runs has to answer."""
+CREDENTIALS = re.compile(r"(?<=://)\S*(?=@)|(?<=password=)[^&\s]*")
 
-async def check(*, quiet: bool = False) -> int:
+
+async def check(*, quiet: bool = False, running: bool = False) -> int:
     """Prints the settings and the findings; 0 where nothing is an error, else 1.
 
-    `quiet`: only warnings and errors, for who looks every few minutes.
+    `quiet`: only warnings and errors, for who looks every few minutes. `running`: it is an error
+    that no server runs.
     """
     console = Console(soft_wrap=True, highlight=False)
     try:
@@ -37,14 +50,16 @@ async def check(*, quiet: bool = False) -> int:
         table = Table("setting", "in force", box=None)
         for name, value in settings.model_dump().items():
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            table.add_row(f"{config.PREFIX}{name.upper()}", shown)
+            table.add_row(f"{config.PREFIX}{name.upper()}", CREDENTIALS.sub("***", shown))
         console.print(table)
     findings = [
         *_unknown(),
         *_bases(settings),
         *_keys(settings),
         *_identity(settings),
-        *_ports(settings),
+        *await _store(settings),
+        *_disk(settings.data_dir),
+        *await _server(settings, needed=running),
         *_tls(settings),
         *await _engine(settings),
     ]
@@ -135,9 +150,52 @@ def _identity(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _ports(settings: Settings) -> list[Finding]:
-    if _running(settings.data_dir):
-        return [Finding("ok", f"a server runs on {settings.data_dir}")]
+async def _store(settings: Settings) -> list[Finding]:
+    """Nothing is made or migrated: that is the server's, at its start."""
+    try:
+        found = await look(settings.url)
+        if found is Found.NOTHING:
+            return [Finding("ok", "the store will be made at the first start")]
+        if found is Found.OLDER:
+            return [Finding("ok", "the store is of an older version, which the next start mends")]
+        store = await open_store(settings.url)
+        try:
+            await secretkey.check_key(settings.keys_dir, store)
+            usage = await store.usage()
+        finally:
+            await store.aclose()
+    except CmdError as error:
+        return [Finding("error", error.what, error.hint)]
+    return [Finding("ok", f"store: {usage['commands']} commands, {usage['runs']} runs")]
+
+
+def _disk(data_dir: Path) -> list[Finding]:
+    try:
+        with app.lock(data_dir):
+            pass
+    except app.HeldError:
+        pass
+    except CmdError as error:
+        return [Finding("error", error.what, error.hint)]
+    folder = next(
+        path for path in (data_dir.absolute(), *data_dir.absolute().parents) if path.exists()
+    )
+    free = shutil.disk_usage(folder).free
+    what = f"{free >> 20}M are free for {data_dir}"
+    if free >= LITTLE:
+        return [Finding("ok", what)]
+    return [Finding("error" if free < TOO_LITTLE else "warning", what, "free some")]
+
+
+async def _server(settings: Settings, *, needed: bool) -> list[Finding]:
+    host, port = split_address(settings.ssh_listen)
+    if _runs(settings.data_dir):
+        if not port or await _answers(host, port):
+            return [Finding("ok", f"a server runs on {settings.data_dir}")]
+        what = f"a server runs on {settings.data_dir}, and none answers at {settings.ssh_listen}"
+        return [Finding("error", what, "see to its log, and to CMDSVC_SSH_LISTEN here")]
+    if needed:
+        return [Finding("error", f"no server runs on {settings.data_dir}", "see to its log")]
     return [_listening("SSH", settings.ssh_listen), _listening("HTTP", settings.http_listen)]
 
 
@@ -168,16 +226,34 @@ def _tls(settings: Settings) -> list[Finding]:
     return [Finding("ok", f"HTTPS with {files[0]}")]
 
 
-def _running(data_dir: Path) -> bool:
+async def _answers(host: str, port: int) -> bool:
+    """Whether an SSH server says so there."""
+    try:
+        async with asyncio.timeout(ANSWER):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                return (await reader.readline()).startswith(b"SSH-")
+            finally:
+                writer.close()
+    except (OSError, ValueError):  # ValueError: no line, however long
+        return False
+
+
+def _runs(data_dir: Path) -> bool:
     try:
         with app.lock(data_dir):
             return False
-    except CmdError:
+    except app.HeldError:
         return True
+    except CmdError:  # told already
+        return False
 
 
 async def _engine(settings: Settings) -> list[Finding]:
-    made = app.engine_settings(settings)
+    try:
+        made = app.engine_settings(settings)
+    except OSError:  # of the data folder: told already
+        return []
     findings: list[Finding] = []
     names = ("docker", "bubblewrap") if settings.engine == "auto" else (settings.engine,)
     for name in names:

@@ -24,7 +24,7 @@ from pydantic_settings import (
 from cmdsvc.engine.firewall import Destination
 from cmdsvc.errors import CmdError, UsageError
 from cmdsvc.metadata import parse_duration, parse_size
-from cmdsvc.model import Limits, valid_name
+from cmdsvc.model import Limits, valid_user
 
 PREFIX = "CMDSVC_"
 FILE = "cmdsvc.toml"
@@ -42,7 +42,7 @@ def _words(value: Any) -> Any:
 
 def _user_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if not valid_name(name):
+        if not valid_user(name):
             raise ValueError(f"{name!r} is not a user name")
     return names
 
@@ -134,6 +134,8 @@ class Settings(BaseSettings):
     alpine_mirror: str = ""
     apk_keys: Path | None = None
     docker_runtime: str | None = None
+    imports: Words = ("*",)
+    """Patterns of what the images are called that `:import` takes."""
     network_allow: Destinations = ()
 
     timeout: Duration = 600.0
@@ -169,7 +171,8 @@ class Settings(BaseSettings):
     max_connections: Annotated[int, Field(gt=0)] = 1000
     """TCP connections at once, by SSH and by HTTP.
 
-    Of those by SSH at most a tenth (but 20) may be before the login's end.
+    Of those by SSH at most a tenth (but 40) may be before the login's end, half of them from one
+    address.
     """
     login_timeout: Duration = 30.0
     max_waiting: Annotated[int, Field(gt=0)] = 1000

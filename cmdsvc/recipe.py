@@ -7,16 +7,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cmdsvc.script import Script
+from cmdsvc.script import Script, imported
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A package layer: a base, and what its package manager adds to it.
+    """A package layer: a base, and what its package manager adds to it; or an imported image.
 
     `source` is where the operator has the base from (an image reference, a tarball's path or
     URL): another one makes another layer. `packages` are sorted and without doubles, as the
     package manager spells them. Two scripts with equal recipes share one layer.
+
+    Of an imported image `base` and `source` are NAME@sha256:DIGITS, and there is nothing else.
     """
 
     base: str
@@ -24,6 +26,10 @@ class Recipe:
     """As the script has it, "" where it names none."""
     packages: tuple[str, ...]
     source: str
+
+    @property
+    def imported(self) -> bool:
+        return imported(self.base)
 
     @property
     def digest(self) -> str:
@@ -35,7 +41,8 @@ class Recipe:
 def recipe(script: Script, sources: Mapping[str, str]) -> Recipe:
     """What has to be built for `script`. `sources` has every base that it was parsed with."""
     packages = tuple(sorted(set(script.packages)))
-    return Recipe(script.base, script.tag, packages, sources[script.base])
+    source = script.base if script.imported else sources[script.base]
+    return Recipe(script.base, script.tag, packages, source)
 
 
 def render(recipe: Recipe) -> str:

@@ -134,7 +134,7 @@ async def relay(caller: Caller, job: Job, *, timeout: float) -> Outcome:  # noqa
     except CallerGone:
         return Outcome(129, Reason.HANGUP, "the caller went away")
     except TimeoutError:
-        return Outcome(124, Reason.TIMEOUT, f"timed out after {timeout:g} s")
+        return Outcome(124, Reason.TIMEOUT, f"timed out after {timeout:g} s; give it more time")
     finally:
         await job.aclose()
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from cmdsvc.errors import DataError
+from cmdsvc import image
+from cmdsvc.errors import DataError, UsageError
 from cmdsvc.metadata import Metadata, find_block, line_error, quote, read
 from cmdsvc.model import Limits
 
@@ -31,6 +32,7 @@ class Script:
     """
 
     base: str
+    """Of an imported image NAME@sha256:DIGITS, with neither packages nor an interpreter."""
     tag: str
     """"" where it names none."""
     packages: tuple[str, ...]
@@ -41,10 +43,14 @@ class Script:
     """From the shebang on, to be executed as a file; None in the utility form."""
     utility: tuple[bytes, ...] | None
     """In the utility form the program (absolute, or to be found on PATH) and the arguments that
-    go before the caller's."""
+    go before the caller's; none of an imported image, which knows what it runs."""
     metadata: Metadata
     warnings: tuple[str, ...] = ()
     """What was mended, a line each."""
+
+    @property
+    def imported(self) -> bool:
+        return imported(self.base)
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -53,7 +59,7 @@ class Script:
         After `env` its program is among them, where it can be told without doing env's work. To
         be encoded by os.fsencode, as all of the shebang.
         """
-        program = _env_program(self.interpreter)
+        program = _env_program(self.interpreter) if self.interpreter else None
         return (self.interpreter[0], program) if program else self.interpreter[:1]
 
 
@@ -84,12 +90,18 @@ def parse(
     in_block = range(block.first, block.last + 1) if block else range(0)
     meant = (i for i in range(start + 1, len(lines)) if lines[i].strip() and i not in in_block)
     shebang = next(meant, None)
-    if shebang is None:
+    if shebang is not None and imported(base):
+        raise line_error(
+            shebang,
+            "an image runs its own entry point, and no script",
+            "leave all out but the metadata, or name a base as in '#!cmd alpine'",
+        )
+    if shebang is None and not imported(base):
         raise line_error(
             start + 1, "there is no script", "go on with a shebang, such as '#!/bin/sh'"
         )
     utility = next(meant, None) is None
-    interpreter = _shebang(shebang, lines[shebang], utility=utility)
+    interpreter = () if shebang is None else _shebang(shebang, lines[shebang], utility=utility)
     return Script(
         base=base,
         tag=tag,
@@ -100,6 +112,11 @@ def parse(
         metadata=read(block, limits) if block else Metadata(),
         warnings=warnings,
     )
+
+
+def imported(base: str) -> bool:
+    """Whether it is an existing image, and nothing that packages could be added to."""
+    return "@" in base
 
 
 def _encode(word: str) -> bytes:
@@ -148,6 +165,8 @@ def _header(index: int, line: bytes, bases: Collection[str]) -> tuple[str, str, 
     words = text.split()[1:]
     if not words:
         raise line_error(index, "no base is named", f"name one of {choice}, as in '#!cmd alpine'")
+    if "@" in words[0]:
+        return _image(index, words), "", ()
     base, colon, tag = words[0].partition(":")
     if base not in bases:
         raise line_error(index, f"unknown base {quote(base)}", f"use one of {choice}")
@@ -166,6 +185,24 @@ def _header(index: int, line: bytes, bases: Collection[str]) -> tuple[str, str, 
                 "separate packages by spaces, and spell each as the package manager does",
             )
     return base, tag, packages
+
+
+def _image(index: int, words: Sequence[str]) -> str:
+    try:
+        pinned = image.parse(words[0]).pinned
+    except UsageError as error:
+        raise line_error(
+            index, error.what, "write it as :import does, NAME@sha256:DIGITS"
+        ) from None
+    if not pinned:
+        raise line_error(
+            index, "an image has a tag or a digest here, not both", "leave the tag out"
+        )
+    if len(words) > 1:
+        raise line_error(
+            index, "packages cannot be added to an image", "name a base, as in '#!cmd alpine'"
+        )
+    return words[0]
 
 
 def _check_printable(index: int, text: str) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cmdsvc.config import PREFIX, Settings
 
 STATE = "/var/lib/cmdsvc"
+SECRETS = "/etc/cmdsvc.env"
+SECRET = frozenset({"database_url"})
+"""Settings that are not for a unit, which everybody can read."""
 
 UNIT = """\
 # {path}
@@ -117,7 +121,7 @@ def service_unit(settings: Settings) -> str:
         after=" docker.service" if docker else "",
         program=_program(),
         state=STATE,
-        environment="".join(f"Environment={line}\n" for line in _environment(settings)),
+        environment="".join(_environment(settings)),
         drain=settings.drain,
         stop=settings.drain + 30,
         engine=DOCKER if docker else BUBBLEWRAP.format(capabilities=" ".join(CAPABILITIES)),
@@ -134,16 +138,29 @@ def socket_unit(settings: Settings) -> str:
     )
 
 
-def _environment(settings: Settings) -> list[str]:
-    """What is set in the environment now, as systemd reads it; the folders are the unit's own."""
+def _environment(settings: Settings) -> Iterator[str]:
+    """What is set now, also in the file, as systemd reads it; the folders are the unit's own."""
     made = {
-        f"{PREFIX}DATA_DIR": f"{STATE}/var",
-        f"{PREFIX}KEYS_DIR": f"{STATE}/keys",
-        f"{PREFIX}ENGINE": settings.engine if settings.engine != "auto" else "docker",
+        "data_dir": f"{STATE}/var",
+        "keys_dir": f"{STATE}/keys",
+        "engine": settings.engine if settings.engine != "auto" else "docker",
     }
-    secret = f"{PREFIX}DATABASE_URL"  # anybody can read a unit
-    given = {k: v for k, v in os.environ.items() if k.startswith(PREFIX) and k != secret}
-    return [_quoted(f"{name}={value}") for name, value in sorted({**given, **made}.items())]
+    given = {name: _spelled(getattr(settings, name)) for name in settings.model_fields_set}
+    for name, value in sorted({**given, **made}.items()):
+        if name not in SECRET:
+            assignment = _quoted(f"{PREFIX}{name.upper()}={value}")
+            yield f"Environment={assignment}\n"
+    if SECRET & settings.model_fields_set:
+        names = ", ".join(f"{PREFIX}{name.upper()}" for name in sorted(SECRET))
+        yield f"# For root alone to read (0600), with {names}: everybody reads a unit.\n"
+        yield f"EnvironmentFile={SECRETS}\n"
+
+
+def _spelled(value: object) -> str:
+    """As it is read back from the environment, in another working directory too."""
+    if isinstance(value, tuple):
+        return ",".join(map(_spelled, value))
+    return str(value.absolute() if isinstance(value, Path) else value)
 
 
 def _quoted(assignment: str) -> str:

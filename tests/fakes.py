@@ -69,12 +69,16 @@ class FakeEngine:
     networks = frozenset(Network)
 
     def __init__(self) -> None:
-        self.layers: set[str] = set()
+        self.here: set[str] = set()
+        self.outdated: set[str] = set()
+        """Layers whose base has moved on."""
+        self.fetched: list[Recipe] = []
+        """Builds begun with `again`, in order."""
         self.built: list[Recipe] = []
         """Builds begun, in order."""
         self.runs: list[Invocation] = []
 
-    async def open(self) -> None: ...
+    async def open(self, *, beside: bool = False) -> None: ...
 
     async def aclose(self) -> None: ...
 
@@ -84,16 +88,26 @@ class FakeEngine:
     async def pull(self, base: str, tag: str, progress: Progress) -> None:
         progress(f"{base}:{tag}")
 
-    async def has(self, recipe: Recipe) -> bool:
-        return recipe.digest in self.layers
+    async def resolve(self, image: str, progress: Progress) -> str:
+        progress(f"looking at {image}")
+        return f"{image}@sha256:{'a' * 64}"
 
-    async def build(self, recipe: Recipe, progress: Progress) -> None:
-        if await self.has(recipe):
+    async def has(self, recipe: Recipe) -> bool:
+        return recipe.digest in self.here
+
+    async def stale(self, recipe: Recipe) -> bool:
+        return recipe.digest in self.outdated & self.here
+
+    async def build(self, recipe: Recipe, progress: Progress, *, again: bool = False) -> None:
+        if not again and await self.has(recipe) and not await self.stale(recipe):
             return
+        if again:
+            self.fetched.append(recipe)
         self.built.append(recipe)
         progress("building")
         await self.work(progress)
-        self.layers.add(recipe.digest)
+        self.here.add(recipe.digest)
+        self.outdated.discard(recipe.digest)
 
     async def work(self, progress: Progress) -> None:
         progress("built")
@@ -117,7 +131,7 @@ class FakeEngine:
         return {}
 
     async def purge(self) -> None:
-        self.layers.clear()
+        self.here.clear()
 
 
 class SlowEngine(FakeEngine):

@@ -32,6 +32,15 @@ def test_of_a_script():
     )
 
 
+def test_of_an_image():
+    pinned = f"me/tool@sha256:{'0' * 64}"
+    found = recipe(parse(f"#!cmd {pinned}".encode()), SOURCES)
+    assert found == Recipe(pinned, "", (), pinned)
+    assert found.imported
+    assert not recipe_of("#!cmd alpine").imported
+    assert render(found) == f"#!cmd {pinned}"
+
+
 def test_render():
     assert render(Recipe("alpine", "", (), "x")) == "#!cmd alpine"
     assert render(Recipe("debian", "12", ("bash", "jq=1.6"), "x")) == "#!cmd debian:12 bash jq=1.6"

@@ -136,7 +136,7 @@ class TestHeader:
             (b"#!cmd x/alpine\n#!sh", "line 1: unknown base 'x/alpine'", "alpine"),
             (b"#!cmd alpine:\n#!sh", "line 1: '' cannot be a tag", "'alpine:3.20'"),
             (b"#!cmd alpine:-x\n#!sh", "line 1: '-x' cannot be a tag", "'alpine:3.20'"),
-            (b"#!cmd alpine:3@sha256:0\n#!sh", "line 1: '3@sha256:0' cannot be a tag", "alpine"),
+            (b"#!cmd alpine:3@sha256:0\n#!sh", "line 1: 'alpine:3@sha256:0' cannot be", ":import"),
             (b"#!cmd alpine:" + b"1" * 129 + b"\n#!sh", "line 1: '111", "alpine"),
             (b"#!cmd alpine \xff\n#!sh", "line 1: the '#!cmd' line is not UTF-8", ""),
         ],
@@ -310,9 +310,9 @@ def check(source: bytes) -> None:
         assert len(str(refused).encode()) < 2000
         return
     assert (script.body is None) != (script.utility is None)
-    assert script.base in ("alpine", "debian", "ubuntu")
+    assert script.imported or script.base in ("alpine", "debian", "ubuntu")
     assert all(re.match(r"[A-Za-z0-9][!-~]*$", package) for package in script.packages)
-    assert script.programs
+    assert bool(script.programs) != script.imported
     limits = limits_of(script.metadata, LIMITS)
     assert 0 < limits.timeout <= LIMITS.timeout
     assert 0 < limits.memory <= LIMITS.memory
@@ -320,8 +320,46 @@ def check(source: bytes) -> None:
     assert 0 < limits.pids <= LIMITS.pids
 
 
+class TestAnImage:
+    PINNED = f"ghcr.io/me/tool@sha256:{'0a' * 32}"
+
+    @pytest.mark.parametrize("rest", ["", "\n", "\n\n  \n", "  \n"])
+    def test_it_is_all_there_is(self, rest: str):
+        script = parse(f"#!cmd {self.PINNED}{rest}".encode())
+        assert (script.base, script.tag, script.packages) == (self.PINNED, "", ())
+        assert (script.body, script.utility, script.interpreter) == (None, (), ())
+        assert script.imported
+        assert script.programs == ()
+        assert not parse(b"#!cmd alpine\n#!jq").imported
+
+    def test_it_has_metadata(self):
+        block = '# /// cmd\n# timeout = "3s"\n# ///\n'
+        assert parse(f"#!cmd {self.PINNED}\n\n{block}\n".encode()).metadata.timeout == 3
+        with pytest.raises(DataError, match="line 3: 'nope'"):
+            parse(f"#!cmd {self.PINNED}\n# /// cmd\n# nope = 1\n# ///\n".encode())
+
+    @pytest.mark.parametrize(
+        ("source", "what"),
+        [
+            (f"#!cmd {PINNED}\n#!/bin/sh\necho", "line 2: an image runs its own entry point"),
+            (f"#!cmd {PINNED}\n\n#!jq", "line 3: an image runs its own entry point"),
+            (f"#!cmd {PINNED} jq", "line 1: packages cannot be added"),
+            (f"#!cmd alpine {PINNED}", "line 1: .* cannot be a package"),
+            (f"#!cmd tool:1@sha256:{'0a' * 32}", "line 1: an image has a tag or a digest"),
+            (f"#!cmd {PINNED}0", "line 1: .* cannot be the name of an image"),
+            (f"#!cmd {PINNED.upper()}", "line 1: .* cannot be the name of an image"),
+            ("#!cmd tool@1", "line 1: .* cannot be the name of an image"),
+            ("#!cmd @", "line 1: .* cannot be the name of an image"),
+            ("#!cmd ghcr.io/me/tool:1", "line 1: unknown base"),
+        ],
+    )
+    def test_what_it_cannot_be(self, source: str, what: str):
+        with pytest.raises(DataError, match=what):
+            parse(source.encode())
+
+
 TOKENS = [
-    b"#!cmd", b"#!cmd.io", b"#!", b"alpine", b"debian", b":", b"3.20", b"jq", b"-", b"=", b"$(x)", b" ",
+    b"#!cmd", b"#!cmd.io", b"#!", b"alpine", b"debian", b"@", b"@sha256:" + b"0" * 64, b":", b"3.20", b"jq", b"-", b"=", b"$(x)", b" ",
     b"\t", b"\n", b"\r\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", "\u2028é".encode(), b"/bin/sh",
     b"/usr/bin/env", b"-S", b"# ", b"// ", b"/// cmd", b"///", b"\n# /// cmd\n", b"\n# ///\n",
     b"timeout", b'"30s"', b"pids", b"1", b"[", b"]", b"{", b"}", b"[http]", b'"""', b"'", b".", b"nan",

@@ -18,6 +18,7 @@ need iproute2 ip
 need nftables nft
 if [ "$what" = test ]; then
   need docker.io dockerd
+  need docker-registry docker-registry
   need openssh-server sshd
   need gcc gcc
   need libc6-dev gcc

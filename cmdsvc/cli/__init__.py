@@ -51,11 +51,14 @@ def check(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="print warnings and errors alone")
     ] = False,
+    running: Annotated[
+        bool, typer.Option("--running", help="it is an error that no server runs here")
+    ] = False,
 ) -> None:
     """Say what is in force and what is wrong; exit 1 where something is."""
     from cmdsvc.check import check as run_check  # noqa: PLC0415
 
-    sys.exit(asyncio.run(run_check(quiet=quiet)))
+    sys.exit(asyncio.run(run_check(quiet=quiet, running=running)))
 
 
 @cli.command()
@@ -64,13 +67,13 @@ def pull(
         list[str] | None, typer.Argument(help="BASE[:TAG] ..., by default alpine")
     ] = None,
 ) -> None:
-    """Fetch bases, again where they are here already."""
+    """Fetch bases, again where they are here already; while the server runs or not."""
     from cmdsvc import app  # noqa: PLC0415
 
     settings = config.load()
 
     async def fetch() -> None:
-        async with app.open_engine(settings) as engine:
+        async with app.open_engine(settings, beside=True) as engine:
             for word in bases or ["alpine"]:
                 base, _, tag = word.partition(":")
                 if base not in settings.bases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from importlib import resources
@@ -60,6 +61,7 @@ def backup(
     """Put all that is kept into FILE (0600), while the server runs or not."""
     from cmdsvc.backup import write  # noqa: PLC0415
 
+    _clean_up_when_terminated()
     settings = config.load()
     _with_store(
         settings, lambda store: write(file.absolute(), store, settings.keys_dir if keys else None)
@@ -75,6 +77,7 @@ def restore(
     from cmdsvc import app  # noqa: PLC0415
     from cmdsvc.backup import read  # noqa: PLC0415
 
+    _clean_up_when_terminated()
     settings = config.load()
 
     async def bring() -> None:
@@ -115,6 +118,11 @@ def completion(
 
 
 COMMANDS: tuple[Callable[..., Any], ...] = (notice, backup, restore, systemd, completion)
+
+
+def _clean_up_when_terminated() -> None:
+    """As at ^C: a copy of the store is not to be left behind by a timer that runs out."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:

@@ -84,13 +84,19 @@ def add(
             f"cannot read {file or 'stdin'}: {error}", "give a public key file"
         ) from None
 
+    said = f"{added} new key{'' if added == 1 else 's'}"
+
     async def known(store: Store | None) -> None:
-        if store and name not in await store.users():
+        if store is None:
+            return
+        is_user = name in await store.users()
+        if added or not is_user:
             await store.ensure_user(name)
-            await store.record(Entry(datetime.now(UTC), "", "user-add", name))
+            action = "key-add" if is_user else "user-add"
+            await store.record(Entry(datetime.now(UTC), "", action, name, said))
 
     _with_store(settings, known)
-    print(f"{name}: {added} new key{'' if added == 1 else 's'}")  # noqa: T201
+    print(f"{name}: {said}")  # noqa: T201
     if operator:
         print(config.add_operator(settings, name))  # noqa: T201
 

@@ -38,7 +38,9 @@ class Invocation:
 
     `argv` is what is executed: its first member is `model.SCRIPT_PATH` where there is a `script`,
     else a program (absolute, or looked up on the image's PATH, `model.SEARCH_PATH`). Arguments
-    and environment are bytes of any value but NUL; `env` is the whole environment.
+    and environment are bytes of any value but NUL; `env` is the whole environment. Of an imported
+    image `argv` is what its entry point is given, nothing for the image's own; variables that `env`
+    has not, and PATH, are the image's; what is not UTF-8 is a UsageError.
     """
 
     run_id: str
@@ -141,8 +143,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def open(self) -> None:
-        """Makes it ready, and removes what a dead server of the same instance left behind."""
+    async def open(self, *, beside: bool = False) -> None:
+        """Makes it ready, and removes what a dead server of the same instance left behind.
+
+        `beside`: to pull, while a server of the instance may be running. It removes nothing then.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -157,14 +162,32 @@ class Engine(Protocol):
         """Fetches a base, again where it is here already."""
         ...
 
+    async def resolve(self, image: str, progress: Progress) -> str:
+        """What pins the image that is called so: NAME@sha256:DIGITS, the base of a recipe.
+
+        Of the image that is here, else of what its registry has. UsageError (64) for what cannot be
+        a name, DataError (65) where there is no such image or this engine has none, BusyError (75)
+        where the registry cannot be asked.
+        """
+        ...
+
     async def has(self, recipe: Recipe) -> bool:
         """Whether the layer is here. Cheap: it is asked before every run."""
         ...
 
-    async def build(self, recipe: Recipe, progress: Progress) -> None:
-        """Makes the layer, fetching its base where it is missing. Done already: returns at once.
+    async def stale(self, recipe: Recipe) -> bool:
+        """Whether the layer is here on another base than a build would take now, unfetched.
 
-        Safe when called twice at once for one recipe.
+        Cheap, and it needs no network.
+        """
+        ...
+
+    async def build(self, recipe: Recipe, progress: Progress, *, again: bool = False) -> None:
+        """Makes the layer where it is missing or stale, fetching its base where that is missing.
+
+        `again`: in any case, on the base fetched again. The new layer takes the old one's place once
+        it is whole; what runs keeps the old one, which is removed when nothing runs on it, at the
+        latest by `open`. Safe when called twice at once for one recipe.
         """
         ...
 

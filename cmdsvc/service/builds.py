@@ -9,6 +9,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from cmdsvc.engine import Engine, Invocation, Progress
 from cmdsvc.errors import BusyError, DataError, EngineError, printable
@@ -57,6 +58,10 @@ done
 
 @dataclass(slots=True)
 class _Build:
+    recipe: Recipe
+    again: bool
+    begun: bool = False
+    """Whether it may have looked at the base already."""
     task: asyncio.Task[None] | None = None
     listeners: list[Progress] = field(default_factory=list)
 
@@ -70,8 +75,14 @@ class Builds:
         self._engine = engine
         self._figures = figures
         self._limits = limits
-        self._building: dict[str, _Build] = {}
+        self._building: dict[tuple[str, bool], _Build] = {}
+        """The newest ones, by digest and `again`."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Of digests: one build at a time."""
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._ended = 0
+        """Builds, well or not."""
         self._programs: dict[tuple[str, tuple[str, ...]], None] = {}
         self._held: Counter[str] = Counter()
         self.failed = 0
@@ -80,7 +91,7 @@ class Builds:
     @property
     def wanted(self) -> int:
         """Builds that go on or wait."""
-        return len(self._building)
+        return len(self._tasks)
 
     @contextlib.contextmanager
     def held(self, recipe: Recipe) -> Iterator[None]:
@@ -95,21 +106,29 @@ class Builds:
 
     def holds(self, name: str) -> bool:
         """Whether a layer of that name (Layer.name) is held."""
-        return any(digest.startswith(name) for digest in (*self._held, *self._building))
+        waiting = (digest for digest, _ in self._building)
+        return any(digest.startswith(name) for digest in (*self._held, *self._turns, *waiting))
 
-    async def ensure(self, recipe: Recipe, progress: Progress) -> None:
+    async def ensure(
+        self, recipe: Recipe, progress: Progress, *, fresh: bool = False, again: bool = False
+    ) -> None:
         """The layer is here on return. The last one who stops waiting stops the build.
 
-        Errors: as Engine.build, and BusyError where too many builds wait.
+        `fresh`: it stands on the base that is here now (Engine.stale). `again`: it was made again
+        since the call, its base fetched. Errors: as Engine.build, and BusyError where too many
+        builds wait.
         """
-        if await self._engine.has(recipe):
+        has, stale = self._engine.has, self._engine.stale
+        if not again and await has(recipe) and not (fresh and await stale(recipe)):
             return
-        build = self._building.get(recipe.digest)
-        if build is None:
-            if len(self._building) >= WAITING:
+        build = self._building.get((recipe.digest, again))
+        if build is None or (build.begun and (fresh or again)):
+            if self.wanted >= WAITING:
                 raise BusyError(f"{WAITING} builds are waiting", "try again in a minute")
-            build = self._building[recipe.digest] = _Build()
-            build.task = asyncio.create_task(self._build(recipe, build))
+            build = self._building[recipe.digest, again] = _Build(recipe, again)
+            build.task = asyncio.create_task(self._build(build))
+            self._tasks.add(build.task)
+            build.task.add_done_callback(self._tasks.discard)
         assert build.task is not None  # noqa: S101 - set where it is made, without an await between
         build.listeners.append(progress)
         try:
@@ -117,24 +136,37 @@ class Builds:
         finally:
             build.listeners.remove(progress)
             if not build.listeners and not build.task.done():
-                self._forget(recipe, build)  # who comes now begins another
+                self._forget(build)  # who comes now begins another
                 build.task.cancel()
                 await asyncio.gather(build.task, return_exceptions=True)
 
-    async def _build(self, recipe: Recipe, build: _Build) -> None:
+    async def _build(self, build: _Build) -> None:
+        digest = build.recipe.digest
         try:
-            async with self._room:
-                with self._figures.building():
-                    await self._engine.build(recipe, build.tell)
+            async with self._turns.setdefault(digest, asyncio.Lock()), self._room:
+                build.begun = True
+                try:
+                    with self._figures.building():
+                        await self._engine.build(build.recipe, build.tell, again=build.again)
+                finally:  # it may have failed with the layer in place
+                    self._ended += 1
+                    for known in [known for known in self._programs if known[0] == digest]:
+                        del self._programs[known]
         except Exception:
             self.failed += 1
             raise
         finally:
-            self._forget(recipe, build)
+            self._forget(build)
 
-    def _forget(self, recipe: Recipe, build: _Build) -> None:
-        if self._building.get(recipe.digest) is build:
-            del self._building[recipe.digest]
+    def _forget(self, build: _Build) -> None:
+        key = build.recipe.digest, build.again
+        if self._building.get(key) is build:
+            del self._building[key]
+
+    async def resolve(self, image: str, progress: Progress) -> str:
+        """See Engine.resolve; it takes its turn with the builds."""
+        async with self._room:
+            return await self._engine.resolve(image, progress)
 
     async def check_programs(self, recipe: Recipe, programs: Sequence[str]) -> None:
         """DataError where the layer lacks one of the programs (absolute, or looked up on PATH).
@@ -144,8 +176,11 @@ class Builds:
         known = (recipe.digest, tuple(programs))
         if not programs or known in self._programs:
             return
+        ended = self._ended
         outcome, missing = await self._look(recipe, programs)
         if outcome.exit_status == 0:
+            if ended != self._ended:  # perhaps the layer is another one by now
+                return
             while len(self._programs) >= KNOWN:
                 self._programs.pop(next(iter(self._programs)))
             self._programs[known] = None

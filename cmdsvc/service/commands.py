@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from cmdsvc import image as images
 from cmdsvc.access import LIMITED, Action, Verdict, may
 from cmdsvc.engine import Progress
 from cmdsvc.errors import (
@@ -41,6 +42,8 @@ class Policy:
     """Of one user."""
     max_stored: int
     """Bytes of source in all versions of one user's commands."""
+    images: Sequence[str] = ("*",)
+    """Patterns of what the images are called that can be imported."""
 
 
 class Commands:
@@ -52,16 +55,19 @@ class Commands:
 
     async def create(
         self, identity: Identity, name: str, source: bytes, progress: Progress,
-        *, description: str | None = None,
+        *, description: str | None = None, again: bool = False,
     ) -> Command:  # fmt: skip
-        """A new command of the caller's; ExistsError (73), and whatever the source or the build says."""
+        """A new command of the caller's; ExistsError (73), and whatever the source or the build says.
+
+        `again`: its layer is made again, as by `rebuild`.
+        """
         owner = await self.check_new(identity, name)
         await self._check_room(owner, source)
         if description is not None and not valid_description(description):
             raise UsageError(
                 f"a description is one line of at most {MAX_DESCRIPTION} characters", "shorten it"
             )
-        async with self._prepared(source, progress) as (script, layer):
+        async with self._prepared(source, progress, again=again) as (script, layer):
             await self._store.ensure_user(owner)
             return await self._store.create(
                 owner=owner,
@@ -73,6 +79,20 @@ class Commands:
                 created_at=datetime.now(UTC),
                 schedule=script.metadata.schedule,
             )
+
+    async def import_(
+        self, identity: Identity, name: str, image: str, progress: Progress,
+        *, description: str | None = None,
+    ) -> Command:  # fmt: skip
+        """A new command of the caller's that runs an existing image, as it is at this moment.
+
+        Errors: as `create`, and whatever the engine says of the image.
+        """
+        await self.check_new(identity, name)
+        self._check_image(image)
+        pinned = await self._builds.resolve(image, progress)
+        source = f"#!cmd {pinned}\n".encode()
+        return await self.create(identity, name, source, progress, description=description)
 
     async def check_new(self, identity: Identity, name: str) -> str:
         """Refuses early what `create` would refuse for its name; returns the owner."""
@@ -88,12 +108,18 @@ class Commands:
         return owner
 
     async def edit(
-        self, identity: Identity, name: str, source: bytes, progress: Progress
+        self,
+        identity: Identity,
+        name: str,
+        source: bytes,
+        progress: Progress,
+        *,
+        again: bool = False,
     ) -> Command:
-        """A new version; the old one stays what runs until this one is whole."""
+        """A new version; the old one stays what runs until this one is whole. `again`: as `create`."""
         command = await self.find(identity, name, Action.EDIT)
         await self._check_room(command.owner, source)
-        async with self._prepared(source, progress) as (script, layer):
+        async with self._prepared(source, progress, again=again) as (script, layer):
             return await self._store.add_version(
                 owner=command.owner,
                 name=command.name,
@@ -104,6 +130,13 @@ class Commands:
                 created_at=datetime.now(UTC),
                 schedule=script.metadata.schedule,
             )
+
+    async def rebuild(self, command: Command, progress: Progress) -> None:
+        """Makes the layer of its current version again, on its base fetched again."""
+        script, layer = await asyncio.to_thread(self.parse, command.version.source)
+        with self._builds.held(layer):
+            await self._builds.ensure(layer, progress, again=True)
+            await self._builds.check_programs(layer, script.programs)
 
     async def delete(self, identity: Identity, name: str) -> Command:
         command = await self.find(identity, name, Action.DELETE)
@@ -132,7 +165,7 @@ class Commands:
             raise await self._not_found(identity, name)
         if verdict is Verdict.FORBIDDEN:
             raise ForbiddenError(
-                f"{command.full_name} is not yours to {action.name.lower()}",
+                f"that is not yours to do with {command.full_name}",
                 f"ask {command.owner}" if command.owner != READY_MADE else "copy it with :source",
             )
         return command
@@ -180,7 +213,7 @@ class Commands:
 
     @contextlib.asynccontextmanager
     async def _prepared(
-        self, source: bytes, progress: Progress
+        self, source: bytes, progress: Progress, *, again: bool
     ) -> AsyncIterator[tuple[Script, Recipe]]:
         """What `source` means, its layer made, and kept until a version needs it."""
         policy = self._policy
@@ -192,11 +225,13 @@ class Commands:
                 'this instance cannot give a run network = "internet"',
                 "leave it out, or ask the operator (cmdsvc check)",
             )
+        if script.imported:
+            self._check_image(script.base)
         layer = recipe(script, policy.bases)
         for warning in script.warnings:
             progress(f"warning: {warning}")
         with self._builds.held(layer):
-            await self._builds.ensure(layer, progress)
+            await self._builds.ensure(layer, progress, fresh=True, again=again)
             await self._builds.check_programs(layer, script.programs)
             yield script, layer
 
@@ -207,6 +242,12 @@ class Commands:
             raise BusyError(
                 f"{owner} has {stored} bytes of source in all versions, of {most} at most",
                 "remove commands with :delete, or ask the operator",
+            )
+
+    def _check_image(self, name: str) -> None:
+        if not images.parse(name).matches(self._policy.images):
+            raise DataError(
+                f"image {name} cannot be imported here", "ask the operator (CMDSVC_IMPORTS)"
             )
 
     def _own(self, identity: Identity, name: str) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from cmdsvc.access import Action, Verdict, may
 from cmdsvc.errors import BusyError, EngineError, ForbiddenError, NotFoundError, one_line
-from cmdsvc.model import READY_MADE, Entry, Identity, Outcome, Reason, Run, check_name
+from cmdsvc.model import PUBLIC, READY_MADE, Entry, Identity, Outcome, Reason, Run, check_name
 from cmdsvc.service.commands import Commands
 from cmdsvc.service.outputs import Gap, Kept, Watched, pieces_of
 from cmdsvc.store import Store
@@ -133,13 +133,19 @@ class Live:
     async def stop(self, subject: str, *, by: str, command: str | None = None) -> int:
         """Ends what goes on for `subject`, a user or a token's id; how many runs that were.
 
-        `command` (OWNER/NAME): its runs alone; else with a user's go those by his tokens.
+        `command` (OWNER/NAME): its runs alone; else with a user's go those by his tokens. With
+        `public`, of a command, go those of whoever may not run it now.
         """
+        named = await self._store.find(*command.split("/")) if command else None
 
         def meant(going: Going) -> bool:
-            if command is not None:
-                return going.run.command == command and going.identity.subject == subject
-            return subject in {going.identity.subject, going.identity.user}
+            if command is None:
+                return subject in {going.identity.subject, going.identity.user}
+            if going.run.command != command:
+                return False
+            if subject == PUBLIC:
+                return may(going.identity, Action.RUN, named) is not Verdict.ALLOWED
+            return going.identity.subject == subject
 
         found = [going for going in self if meant(going)]
         await self._end(found, by)

@@ -237,8 +237,8 @@ class Runs:
             run_id=run.id,
             recipe=recipe,
             argv=(
-                *(WITH_BODY if request.body_file else ()),
-                *(script.utility or (SCRIPT_PATH,)),
+                *(WITH_BODY if request.body_file and script.utility != () else ()),
+                *((SCRIPT_PATH,) if script.utility is None else script.utility),
                 *request.args,
             ),
             script=script.body,
@@ -376,11 +376,17 @@ class Runs:
         _, left = await asyncio.wait(self._detached, timeout=grace)
         return not left
 
+    def cut_off(self) -> None:
+        """Ends what goes on; whoever waits for it is told why."""
+        self.live.stop_all(
+            Outcome(70, Reason.LOST, "the server stopped while this ran; start it again")
+        )
+
     async def aclose(self) -> None:
         """Ends what goes on, and waits until every ended run is recorded."""
         self.draining = True
         self.admission.close()
-        self.live.stop_all(Outcome(70, Reason.LOST, "the server stopped while this ran"))
+        self.cut_off()
         for tasks in (self._detached, self._endings):
             if tasks:
                 await asyncio.wait(tasks)

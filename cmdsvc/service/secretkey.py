@@ -26,7 +26,13 @@ async def open_sealer(folder: Path, store: Store) -> Sealer:
     CmdError, and nothing is changed, where it is not the key to what the store holds: not there,
     damaged, or another.
     """
-    return Sealer(await _checked(folder / FILE, store))
+    path = folder / FILE
+    return Sealer(await _checked(path, store) or _make(path))
+
+
+async def check_key(folder: Path, store: Store) -> None:
+    """CmdError where `open_sealer` would raise it. It only reads."""
+    await _checked(folder / FILE, store)
 
 
 async def rotate(folder: Path, store: Store, *, lost: bool = False) -> tuple[int, list[str]]:
@@ -37,7 +43,7 @@ async def rotate(folder: Path, store: Store, *, lost: bool = False) -> tuple[int
     brings it to its end: until all is sealed anew the file holds both keys.
     """
     path = folder / FILE
-    keys = _or_new(path) if lost else await _checked(path, store)
+    keys = _or_new(path) if lost else await _checked(path, store) or _make(path)
     if keys.previous is None:
         keys = keys.rotated()
         _write(path, keys)
@@ -90,12 +96,13 @@ async def _reseal(store: Store, sealer: Sealer) -> tuple[int, list[Place]]:
     return count + await store.reseal(batch), broken
 
 
-async def _checked(path: Path, store: Store) -> Keys:
+async def _checked(path: Path, store: Store) -> Keys | None:
+    """None where there is no key yet, and none is needed."""
     keys = _read(path)
     if keys is None:
         if await _needed(store):
             raise CmdError(f"{path} is not there, and the store holds what only it opens", _LOST)
-        return _make(path)
+        return None
     sealer = Sealer(keys)
     async for (_, owner, command, name), value in store.sealed():
         if not sealer.knows(value):

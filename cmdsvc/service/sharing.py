@@ -50,12 +50,15 @@ class Sharing:
         await self._store.set_access(command.owner, command.name, grant=named, by=identity.user)
         return command
 
-    async def revoke(self, identity: Identity, name: str, subjects: Sequence[str]) -> Command:
+    async def revoke(
+        self, identity: Identity, name: str, subjects: Sequence[str]
+    ) -> tuple[Command, set[str]]:
+        """The command, and who may not run it by a grant any more: a token by its id."""
         command = await self._commands.find(identity, name, Action.ACCESS)
         named = {self._subject(text) for text in subjects}
         _not_owner(command, named)
         await self._store.set_access(command.owner, command.name, revoke=named, by=identity.user)
-        return command
+        return command, named
 
     async def admins(self, identity: Identity, name: str) -> list[str]:
         return sorted((await self._commands.find(identity, name, Action.ADMINS)).admins)
@@ -154,8 +157,8 @@ class Sharing:
 
 def _user(text: str) -> str:
     if not valid_user(text):
-        shown = printable(text)[:80] if not text.startswith(TOKEN_PREFIX) else "that"
-        raise UsageError(f"{shown!r} is neither a user nor a token", "see :help access")
+        shown = repr(printable(text)[:80]) if not text.startswith(TOKEN_PREFIX) else "that"
+        raise UsageError(f"{shown} is neither a user nor a token", "see :help access")
     return text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from enum import StrEnum
 from io import BytesIO
 from itertools import takewhile
@@ -12,7 +13,7 @@ from itertools import takewhile
 from cmdsvc.access import Action
 from cmdsvc.engine import Progress
 from cmdsvc.errors import ExistsError, UsageError
-from cmdsvc.model import READY_MADE, Command, Identity, VersionInfo
+from cmdsvc.model import READY_MADE, Command, Entry, Identity, VersionInfo
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands
 from cmdsvc.store import Store
@@ -42,26 +43,46 @@ class Versions:
         self._builds = builds
 
     async def apply(
-        self, identity: Identity, name: str, source: bytes, progress: Progress
+        self,
+        identity: Identity,
+        name: str,
+        source: bytes,
+        progress: Progress,
+        *,
+        rebuild: bool = False,
     ) -> tuple[Applied, Command]:
         """Makes the command what `source` says; a new version only where it is another source.
 
-        Errors: those of Commands.create and Commands.edit.
+        `rebuild`: its layer is made again in any case, on its base fetched again, and that is
+        recorded. Errors: those of Commands.create and Commands.edit.
         """
+        applied, command = await self._apply(identity, name, source, progress, rebuild=rebuild)
+        if rebuild:
+            now = datetime.now(UTC)
+            await self._store.record(Entry(now, identity.user, "rebuild", command.full_name))
+        return applied, command
+
+    async def _apply(
+        self, identity: Identity, name: str, source: bytes, progress: Progress, *, rebuild: bool
+    ) -> tuple[Applied, Command]:
         owner, slash, short = name.rpartition("/")
         if (not slash or owner == identity.user) and not await self._store.find(
             identity.user, short
         ):
             try:
                 return Applied.CREATED, await self._commands.create(
-                    identity, name, source, progress
+                    identity, name, source, progress, again=rebuild
                 )
             except ExistsError:  # another made it meanwhile
                 pass
         command = await self._commands.find(identity, name, Action.EDIT)
         if command.version.source == source:
+            if rebuild:
+                await self._commands.rebuild(command, progress)
             return Applied.UNCHANGED, command
-        return Applied.UPDATED, await self._commands.edit(identity, name, source, progress)
+        return Applied.UPDATED, await self._commands.edit(
+            identity, name, source, progress, again=rebuild
+        )
 
     async def history(self, identity: Identity, name: str) -> list[VersionInfo]:
         """Newest first."""

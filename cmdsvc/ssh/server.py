@@ -51,12 +51,14 @@ MACS = (
 )
 
 SESSIONS_PER_CONNECTION = 256
-PER_ADDRESS = 20
-"""Connections from one address that may be before the end of their login."""
+LOGGING_IN_LEAST = 40
+"""Connections that may be before the end of their login, however few may be in all."""
 ENVIRONMENT_MAX = 1 << 20
 """Bytes of environment that the sessions of one connection may have sent."""
 KEEPALIVE = 15.0
 """Seconds between looks whether a silent client is still there; it is gone after three."""
+FAREWELL = 2.0
+"""Seconds in which the sessions of who has to leave may still tell how they ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class SshSettings:
 
 def logging_in_most(max_connections: int) -> int:
     """How many connections may be before the end of their login."""
-    return max(PER_ADDRESS, max_connections // 10)
+    return max(LOGGING_IN_LEAST, max_connections // 10)
 
 
 class SshServer:
@@ -162,7 +164,7 @@ class SshServer:
         """Ends the connections of a user, and of who came by one of his tokens."""
         for connection in list(self.connections):
             if connection.user == user:
-                connection.close()
+                connection.oust()
 
     def stop_listening(self) -> None:
         if self._listener is not None:
@@ -217,6 +219,7 @@ class Connection(asyncssh.SSHServer):
         self._counted = False
         self._tried = False
         """Whether it has tried to log in, and has not yet."""
+        self._leaving: asyncio.TimerHandle | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         assert isinstance(conn, Link)  # noqa: S101 - nothing else is made where it listens
@@ -227,10 +230,11 @@ class Connection(asyncssh.SSHServer):
         self._address = str((conn.get_extra_info("peername") or ("",))[0])
         server = self._server
         waiting = server.logging_in
+        most = logging_in_most(server.settings.max_connections)
         if (
             len(server.connections) >= server.settings.max_connections
-            or waiting.total() >= logging_in_most(server.settings.max_connections)
-            or waiting[self._address] >= PER_ADDRESS
+            or waiting.total() >= most
+            or waiting[self._address] >= most // 2  # one address leaves room for the others
             or server.failures.too_many(self._address)
         ):
             server.refused += 1
@@ -271,11 +275,22 @@ class Connection(asyncssh.SSHServer):
         if self._tried:
             self._server.failures.note(self._address)
         self._server.connections.discard(self)
+        if self._leaving is not None:
+            self._leaving.cancel()
         for session in list(self._sessions):  # also those that asyncssh never began
             session.connection_lost(exc)
 
     async def begin_auth(self, username: str) -> bool:
-        """Whether more is needed than the name: a claim, no more, unless it is a token."""
+        """Whether more is needed than the name: a claim, no more, unless it is a token.
+
+        Another name on the same connection counts as another login.
+        """
+        failures = self._server.failures
+        if self._tried:
+            failures.note(self._address)
+            if failures.too_many(self._address) and self._conn is not None:
+                self._conn.abort()
+                return True
         self._tried = True
         if not username.startswith(TOKEN_PREFIX):
             return True
@@ -286,6 +301,8 @@ class Connection(asyncssh.SSHServer):
         return True
 
     async def _find(self, name: str, offered: bytes, signature: bytes) -> Login | None:
+        if name.startswith(TOKEN_PREFIX):  # who means a token does not mean his key
+            return None
         return await self._server.identities.find(name, offered, signature, self._address)
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
@@ -308,7 +325,9 @@ class Connection(asyncssh.SSHServer):
 
     def session_requested(self) -> Session | bool:
         conn, identity = self._conn, self._identity
-        if conn is None or identity is None or len(self._sessions) >= SESSIONS_PER_CONNECTION:
+        if conn is None or identity is None or self._leaving is not None:
+            return False
+        if len(self._sessions) >= SESSIONS_PER_CONNECTION:
             return False
         if conn.login is not None and not self._server.identities.holds(conn.login):
             return False
@@ -320,6 +339,14 @@ class Connection(asyncssh.SSHServer):
     def _session_over(self, session: Session) -> None:
         self._sessions.discard(session)
         self._server.session_over(session)
+        if self._leaving is not None and not self._sessions:
+            self.close()
+
+    def oust(self) -> None:
+        """Closes it when its sessions are over, which they have to be soon."""
+        if self._leaving is None:
+            delay = FAREWELL if self._sessions else 0.0
+            self._leaving = asyncio.get_running_loop().call_later(delay, self.close)
 
     def close(self) -> None:
         if self._conn is not None:

@@ -28,6 +28,8 @@ STDIN_HIGH = 256 << 10
 EVENTS_MAX = 64
 ENTRY = 128
 """Bytes that an entry of the environment costs beside what is in it."""
+NAMED = 80
+"""Characters of what was asked for that an error repeats."""
 TERM = re.compile(r"[A-Za-z0-9._+-]{1,64}")
 PIECE = re.compile(
     r"""
@@ -198,12 +200,14 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     async def _serve(self) -> None:
         """Does what was asked; whatever happens, the client gets an exit status."""
-        name = ""
+        command = self._command or ""
+        name = one_line(command[:NAMED]).partition(" ")[0]
         status = 70
         try:
             try:
-                words = split(self._command or "")
-                name = one_line(git.repository(words) or words[0])[:80] if words else ":help"
+                words = split(command)
+                name = one_line(git.repository(words) or words[0])[:NAMED] if words else ":help"
+                name = name or "''"
                 await self._services.sharing.welcome(self._identity)
                 await self._tell(name)
                 outcome = await self._do(words)
@@ -270,7 +274,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         )
 
     async def _say(self, name: str, text: str) -> None:
-        line = f"cmdsvc: {name}: {text}" if name else f"cmdsvc: {text}"
+        line = f"cmdsvc: {name}: {text}"
         await self.write(2, line.encode() + (b"\r\n" if self._terminal else b"\n"))
 
 

@@ -9,7 +9,6 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from cmdsvc.errors import UsageError
 from cmdsvc.model import (
     Answer,
     Command,
@@ -25,6 +24,7 @@ from cmdsvc.model import (
     Version,
     VersionInfo,
 )
+from cmdsvc.store.kinds import Found, kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,12 +534,9 @@ async def open_store(url: str, *, server: str = "") -> Store:
     # SQLAlchemy and Alembic are most of the program's start: they are for who opens a store.
     from cmdsvc.store.sql import SqlStore  # noqa: PLC0415
 
-    if not url.startswith("postgresql"):
-        from cmdsvc.store.sqlite import Sqlite  # noqa: PLC0415
+    return SqlStore(await kind(url).open(url), server)
 
-        return SqlStore(await Sqlite.open(url), server)
-    try:
-        from cmdsvc.store.postgres import Postgres  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise UsageError("PostgreSQL needs asyncpg", "pip install 'cmdsvc[postgres]'") from error
-    return SqlStore(await Postgres.open(url), server)
+
+async def look(url: str) -> Found:
+    """What is at `url`, where `open_store` would take it; else its errors. It only reads."""
+    return await kind(url).look(url)

@@ -10,6 +10,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
 
 from cmdsvc.errors import InternalError
+from cmdsvc.store.kinds import Found
 
 
 def _config() -> Config:
@@ -19,11 +20,8 @@ def _config() -> Config:
     return config
 
 
-def check(connection: Connection) -> None:
-    """Whether the database is empty or a store that `upgrade` can bring up: else InternalError.
-
-    It only reads.
-    """
+def check(connection: Connection) -> Found:
+    """What the database is, where `upgrade` can bring it up: else InternalError. It only reads."""
     context = MigrationContext.configure(connection)
     revision = context.get_current_revision()
     if revision is None:
@@ -32,14 +30,16 @@ def check(connection: Connection) -> None:
                 "the database holds other tables than this program's",
                 "give the service a database of its own",
             )
-        return
+        return Found.NOTHING
+    known = ScriptDirectory.from_config(_config())
     try:
-        ScriptDirectory.from_config(_config()).get_revision(revision)
+        known.get_revision(revision)
     except CommandError as error:
         raise InternalError(
             f"the store was written by a newer version of this program (schema {revision})",
             "install that version, or restore a backup made before it",
         ) from error
+    return Found.CURRENT if revision == known.get_current_head() else Found.OLDER
 
 
 def upgrade(connection: Connection) -> None:

@@ -31,6 +31,7 @@ from cmdsvc.errors import BusyError, CmdError, DataError, InternalError, UsageEr
 from cmdsvc.store import migrate
 from cmdsvc.store.copying import copy_to_file
 from cmdsvc.store.database import DanglingError, Statement, TakenError, finished
+from cmdsvc.store.kinds import Found
 
 SCHEME = "postgresql+asyncpg"
 
@@ -106,22 +107,27 @@ class Postgres:
     async def open(cls, url: str) -> Postgres:
         """See `store.open_store`."""
         parsed = _parse(url)
-        try:
-            with meaning():
-                async with AsyncExitStack() as opened:
-                    engine = _engine(parsed)
-                    opened.push_async_callback(engine.dispose)
-                    async with engine.begin() as connection:
-                        await _migrate(connection)
-                    pool = await _pool(engine, parsed)
-                    opened.push_async_callback(pool.close)
-                    return cls(engine, pool, opened.pop_all())
-        except (TypeError, ValueError) as error:
-            raise UsageError("the database's URL has a part that is unknown", _URL_HINT) from error
-        except BusyError as error:
-            raise InternalError(
-                f"{error.what}{_reason(error)}", "see to the database and to CMDSVC_DATABASE_URL"
-            ) from error
+        with _connecting():
+            async with AsyncExitStack() as opened:
+                engine = _engine(parsed)
+                opened.push_async_callback(engine.dispose)
+                async with engine.begin() as connection:
+                    await _migrate(connection)
+                pool = await _pool(engine, parsed)
+                opened.push_async_callback(pool.close)
+                return cls(engine, pool, opened.pop_all())
+
+    @classmethod
+    async def look(cls, url: str) -> Found:
+        """See `store.look`."""
+        parsed = _parse(url)
+        with _connecting():
+            engine = _engine(parsed)
+            try:
+                async with engine.connect() as connection:
+                    return await connection.run_sync(migrate.check)
+            finally:
+                await engine.dispose()
 
     async def read(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
         return await self._send(statement, parameters, STATEMENT_TIMEOUT)
@@ -215,6 +221,20 @@ def meaning() -> Iterator[None]:
         raise InternalError(f"the store failed: {type(error).__name__}") from error
     except UnicodeEncodeError as error:
         raise DataError("a text that is not valid Unicode cannot be stored") from error
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """Like `meaning`, of the first connections: what fails them may be the URL."""
+    try:
+        with meaning():
+            yield
+    except (TypeError, ValueError) as error:
+        raise UsageError("the database's URL has a part that is unknown", _URL_HINT) from error
+    except BusyError as error:
+        raise InternalError(
+            f"{error.what}{_reason(error)}", "see to the database and to CMDSVC_DATABASE_URL"
+        ) from error
 
 
 def _translated(error: BaseException) -> Exception:

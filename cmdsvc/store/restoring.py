@@ -9,11 +9,12 @@ from pathlib import Path
 from sqlalchemy import URL, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from cmdsvc.errors import ExistsError, UsageError
+from cmdsvc.errors import ExistsError
 from cmdsvc.store.copying import copy
-from cmdsvc.store.database import Database
+from cmdsvc.store.kinds import kind
 from cmdsvc.store.schema import metadata
 from cmdsvc.store.sql.part import entry, note
+from cmdsvc.store.sql.runs import all_lost
 from cmdsvc.store.sqlite import SCHEME, Sqlite, meaning
 
 
@@ -22,11 +23,12 @@ async def restore_store(backup: Path, url: str, finish: Callable[[], None]) -> N
 
     `finish` is called before it is there for good; a CmdError of its own takes all of it back.
 
-    `backup`, an absolute path, is migrated where that is due. ExistsError (73) where the store holds something
-    already; other errors as of `open_store`, of either.
+    `backup`, an absolute path, is migrated where that is due. Runs that went on when it was made are
+    lost. ExistsError (73) where the store holds something already; other errors as of `open_store`,
+    of either.
     """
     await (await Sqlite.open(f"{SCHEME}:///{backup}")).aclose()  # as far as it is one
-    target = await _open(url)
+    target = await kind(url).open(url)
     source = create_async_engine(URL.create(SCHEME, database=str(backup)))
     try:
         with meaning():
@@ -37,6 +39,7 @@ async def restore_store(backup: Path, url: str, finish: Callable[[], None]) -> N
                     await copy(connection, into)
                     if into.dialect.name == "postgresql":
                         await _count_on(into)
+                    await all_lost(into)  # no server is left that could end them
                     await note(into, entry("", "restore", ""))
                     await asyncio.to_thread(finish)
 
@@ -44,16 +47,6 @@ async def restore_store(backup: Path, url: str, finish: Callable[[], None]) -> N
     finally:
         await source.dispose()
         await target.aclose()
-
-
-async def _open(url: str) -> Database:
-    if not url.startswith("postgresql"):
-        return await Sqlite.open(url)
-    try:
-        from cmdsvc.store.postgres import Postgres  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise UsageError("PostgreSQL needs asyncpg", "pip install 'cmdsvc[postgres]'") from error
-    return await Postgres.open(url)
 
 
 async def _check_empty(connection: AsyncConnection) -> None:

@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from cmdsvc.errors import BusyError, DataError, InternalError, UsageError
 from cmdsvc.store import migrate
 from cmdsvc.store.database import DanglingError, Statement, TakenError, finished
+from cmdsvc.store.kinds import Found
 from cmdsvc.store.newfile import new_file
 
 SCHEME = "sqlite+aiosqlite"
@@ -101,6 +102,13 @@ class Sqlite:
                 direct = await _driver(opened, engine)
                 await direct.execute_fetchall("PRAGMA synchronous = NORMAL")
                 return cls(path, engine, direct, opened.pop_all())
+
+    @classmethod
+    async def look(cls, url: str) -> Found:
+        """See `store.look`."""
+        path = _parse(url)
+        with meaning():
+            return await _check(path) if path.exists() else Found.NOTHING
 
     async def read(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
         return await self._send(self._direct, statement, parameters)
@@ -213,7 +221,7 @@ def _prepare(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-async def _check(path: Path) -> None:
+async def _check(path: Path) -> Found:
     # Read-only: opened otherwise, even a store that is refused would have its log written back.
     query = {"mode": "ro", "uri": "true"}
     engine = create_async_engine(
@@ -222,7 +230,7 @@ async def _check(path: Path) -> None:
     )
     try:
         async with engine.connect() as connection:
-            await connection.run_sync(migrate.check)
+            return await connection.run_sync(migrate.check)
     finally:
         await engine.dispose()
 

@@ -9,27 +9,11 @@ from cmdsvc.errors import CmdError
 from cmdsvc.relay import CallerGone
 from cmdsvc.web.asked import Asked
 from cmdsvc.web.problems import body_of, headers_of, status_of
+from cmdsvc.web.record import Record
 
 Pairs = Sequence[tuple[str, str]]
 
 BODILESS = frozenset({204, 304})
-KEPT_MAX = 1 << 20
-"""Bytes of a reply that are kept for who asks again."""
-
-
-class Copy:
-    """What was replied, as far as it is kept; `body` None: it was larger."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.headers: list[tuple[str, str]] = []
-        self.body: bytearray | None = bytearray()
-
-    def add(self, data: bytes) -> None:
-        if self.body is not None:
-            self.body += data
-            if len(self.body) > KEPT_MAX:
-                self.body = None
 
 
 class Out:
@@ -41,7 +25,9 @@ class Out:
         """That was sent; 0 before."""
         self.run = ""
         """The id of the run whose reply it is."""
-        self.copy: Copy | None = None
+        self.record: Record | None = None
+        self.ran = False
+        """Whether there was a run whose reply it is."""
         self.more: list[tuple[str, str]] = []
         """Headers beside those that are given with a reply."""
         self.stays = False
@@ -60,49 +46,45 @@ class Out:
 
     async def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """The head of a reply whose length is not known."""
-        pairs = [*headers, *self.more]
-        if self.run:
-            pairs.append(("x-cmd-run-id", self.run))
-        if self.copy is not None:
-            self.copy.status, self.copy.headers = status, pairs
-        if self._closing:
-            pairs = [*pairs, ("connection", "close")]
-        self.status = status
-        await self.asked.send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in pairs],
-            }
-        )
+        pairs = self._pairs(headers)
+        if self.record is not None:
+            self.record.begin(status, pairs)
+        await self._begin(status, pairs)
 
     async def data(self, data: bytes) -> None:
         """A piece of the body, once there is room for it. CallerGone."""
-        if self.copy is not None:
-            self.copy.add(data)
+        if self.record is not None:
+            self.record.add(data)
         await self._send(data, more=True)
         if self.asked.line.gone.is_set() and not self.stays:
             raise CallerGone
 
     async def end(self) -> None:
+        await self.settle(whole=True)
         self._over = True
         await self._send(b"", more=False)
 
     async def whole(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
-        pairs = list(headers)
-        if status not in BODILESS:
+        pairs = self._pairs(headers)
+        if self.record is not None:
+            self.record.begin(status, pairs)
+            self.record.add(body)
+            await self.settle(whole=True)
+        if status in BODILESS:
+            body = b""
+        else:
             pairs.append(("content-length", str(len(body))))
-        await self.begin(status, pairs)
-        if self.copy is not None:
-            self.copy.add(body)
+        await self._begin(status, pairs)
         self._over = True
-        await self._send(body if self.bodied else b"", more=False)
+        await self._send(body, more=False)
 
     async def json(
         self, status: int, document: object, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
         pairs = [*headers, ("content-type", "application/json"), ("cache-control", "no-store")]
-        await self.whole(status, pairs, json.dumps(document, separators=(",", ":")).encode() + b"\n")
+        await self.whole(
+            status, pairs, json.dumps(document, separators=(",", ":")).encode() + b"\n"
+        )
 
     async def problem(self, error: CmdError) -> None:
         """Refuses; what has begun is cut off."""
@@ -117,8 +99,29 @@ class Out:
     async def cut(self) -> None:
         """Ends the connection, unless all was sent: what began is not to look whole."""
         if not self._over:
+            await self.settle(whole=False)
             self._over = True
             await self.asked.line.cut(framed=self.asked.framed)
+
+    async def settle(self, *, whole: bool) -> None:
+        if self.record is not None:
+            await self.record.settle(ran=self.ran, whole=whole)
+
+    def _pairs(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        run = [("x-cmd-run-id", self.run)] if self.run else []
+        return [*headers, *self.more, *run]
+
+    async def _begin(self, status: int, pairs: Pairs) -> None:
+        self.status = status
+        if self._closing:
+            pairs = [*pairs, ("connection", "close")]
+        await self.asked.send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in pairs],
+            }
+        )
 
     async def _send(self, body: bytes, *, more: bool) -> None:
         await self.asked.send({"type": "http.response.body", "body": body, "more_body": more})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from cmdsvc.errors import CmdError, NotFoundError, UsageError
@@ -20,7 +18,7 @@ from cmdsvc.web.bodies import Held, Room, Sender, received
 from cmdsvc.web.caller import HttpCaller
 from cmdsvc.web.credentials import Doorkeeper, Who
 from cmdsvc.web.events import Mode
-from cmdsvc.web.out import Copy, Out
+from cmdsvc.web.out import Out
 from cmdsvc.web.problems import (
     RequestError,
     not_allowed,
@@ -28,6 +26,7 @@ from cmdsvc.web.problems import (
     too_large,
     unauthorized,
 )
+from cmdsvc.web.record import Record
 from cmdsvc.web.replies import HELD, Body, Events, Reply
 
 KEY_MAX = 255
@@ -112,35 +111,30 @@ class RunRoute:
         )
 
     async def _run(
-        self,
-        asked: Asked,
-        out: Out,
-        request: Request,
-        reply: Reply,
-        body: AsyncIterator[bytes],
-    ) -> bool:
-        """Whether there was a run."""
+        self, asked: Asked, out: Out, request: Request, reply: Reply, body: AsyncIterator[bytes]
+    ) -> None:
         caller = HttpCaller(asked, body, reply, stays=out.stays)
         out.run = request.id
         try:
             outcome = await self._runs.run(request, caller)
+            out.ran = caller.begun
             if caller.wrong is not None:
                 await reply.failed(caller.wrong)
             else:
                 await reply.end(outcome)
         except CmdError as error:
+            out.ran = caller.begun
             await reply.failed(error)
         finally:
             await reply.stop()
-        return caller.begun
 
-    async def _detach(self, out: Out, request: Request, body: Held) -> bool:
+    async def _detach(self, out: Out, request: Request, body: Held) -> None:
         run = await self._runs.detach(request, Sender(body), body.close)
         url = f"/runs/{run}"
         out.run = run
+        out.ran = True
         headers = [("location", url), ("preference-applied", "respond-async")]
         await out.json(202, {"id": run, "url": url, "state": "running"}, headers)
-        return True
 
     async def _received(self, asked: Asked) -> Held:
         return await received(asked, self._room, self._folder, self._max_body)
@@ -162,37 +156,16 @@ class RunRoute:
                 more = [("idempotent-replayed", "true")]
                 await out.whole(answer.status or 500, [*answer.headers, *more], answer.body)
                 return
-            out.copy, out.stays = Copy(), True
-            async with self._kept(ticket, out.copy) as first:
-                if detached(asked):
-                    ours = False
-                    first.ran = await self._detach(out, request, body)
-                else:
-                    reply = _reply(asked, out, http)
-                    first.ran = await self._run(asked, out, request, reply, body.pieces())
+            out.record, out.stays = Record(self._answers, ticket), True
+            if detached(asked):
+                ours = False
+                await self._detach(out, request, body)
+            else:
+                await self._run(asked, out, request, _reply(asked, out, http), body.pieces())
         finally:
             if ours:
                 body.close()
-
-    @contextlib.asynccontextmanager
-    async def _kept(self, ticket: Ticket, copy: Copy) -> AsyncIterator[_First]:
-        """What is replied meanwhile is kept where there was a run."""
-        first = _First()
-        try:
-            yield first
-        finally:
-            if first.ran:
-                await self._keep(ticket, copy)
-            else:
-                await self._answers.drop(ticket)
-
-    async def _keep(self, ticket: Ticket, copy: Copy) -> None:
-        if copy.body is not None:
-            await self._answers.keep(ticket, copy.status, tuple(copy.headers), bytes(copy.body))
-            return
-        words = f"the reply to the first request, run {ticket.run}, was too large to be kept\n"
-        headers = (("content-type", "text/plain; charset=utf-8"),)
-        await self._answers.keep(ticket, 409, headers, words.encode())
+            await out.settle(whole=False)
 
     async def _preflight(self, asked: Asked, out: Out) -> None:
         """What a page of another origin may ask: only who is told so learns of the command."""
@@ -207,11 +180,6 @@ class RunRoute:
         if _TOKENS.fullmatch(wanted):
             headers.append(("access-control-allow-headers", wanted))
         await out.whole(204, [*allowed, *headers], b"")
-
-
-@dataclass(slots=True)
-class _First:
-    ran: bool = False
 
 
 def detached(asked: Asked) -> bool:

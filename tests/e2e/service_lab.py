@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import signal
@@ -14,7 +15,15 @@ from pathlib import Path
 PATIENCE = 120.0
 """Seconds that a step may take on a busy machine; nothing waits for it to pass."""
 
+_CALLS = itertools.count()
+
 HELLO = b"#!cmd alpine\n#!/bin/sh\necho hello\n"
+
+
+def elsewhere() -> str:
+    """An address of this machine from which nobody called yet: failed logins are counted by it."""
+    number = next(_CALLS)
+    return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
 @dataclass(frozen=True)
@@ -101,11 +110,14 @@ class Service:
         self.cli("user", "add", name, f"{self.key(name)}.pub", *options).ok()
         self.users.append(name)
 
-    def start(self) -> None:
-        """Starts the server; it listens on return. The same port is used again after a restart."""
+    def start(self, *module: str) -> None:
+        """Starts the server; it listens on return. The same port is used again after a restart.
+
+        `module`, with its arguments, in the place of cmdsvc itself.
+        """
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cmdsvc", "serve"],
+                [sys.executable, "-m", *(module or ("cmdsvc", "serve"))],
                 env=self.environment,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -73,8 +74,21 @@ def test_a_package_name_with_a_newline_is_a_shebang_that_is_none(service: Servic
 )
 def test_a_name_that_is_none_is_64(service: Service, bad: str):
     service.ssh(":create", "--", bad, stdin=HELLO).failed(64, ":create")
-    if bad and not bad.startswith("-"):
-        service.ssh(bad).failed(64)
+    if not bad.startswith("-"):
+        service.ssh(bad).failed(64, ": ", "; ")
+
+
+def test_no_name_at_all_is_named(service: Service):
+    assert service.ssh("").failed(64).err.startswith(b"cmdsvc: '': ")
+
+
+@pytest.mark.parametrize("words", [("-d", "text", "NAME", "-"), ("NAME", "-d", "text", "-")])
+def test_options_stand_where_they_like(service: Service, name: str, words: tuple[str, ...]):
+    given = [name if word == "NAME" else word for word in words]
+    service.ssh(":create", *given, stdin=HELLO).ok()
+    listed = {line.split("\t")[0]: line for line in service.ssh(":ls").ok().lines}
+    assert listed[name].endswith("\ttext")
+    assert service.ssh(":access", name, "-j", "ls").ok().out == b"[]\n"
 
 
 @pytest.mark.parametrize("text", ["x" * 201, "a\nb", "a\x1b[2Jb"])
@@ -101,7 +115,8 @@ def test_two_who_create_one_name_at_once(service: Service, name: str):
         assert client.stdin is not None
         client.stdin.write(HELLO.replace(b"hello", b"by %d" % i))
         client.stdin.flush()
-    said = [client.communicate(timeout=60) for client in clients]
+    with ThreadPoolExecutor() as pool:
+        said = list(pool.map(lambda client: client.communicate(timeout=60), clients))
     statuses = [client.returncode for client in clients]
     assert sorted(statuses) == [0, 73], said
     winner = statuses.index(0)

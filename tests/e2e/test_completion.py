@@ -19,6 +19,8 @@ import pytest
 from tests.availability import unavailable
 from tests.e2e.service_lab import HELLO, PATIENCE, Service
 
+pytestmark = pytest.mark.any_engine
+
 
 @pytest.fixture
 def hello(service: Service) -> str:

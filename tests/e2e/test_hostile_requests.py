@@ -26,6 +26,8 @@ from tests.e2e.raw_client import (
 from tests.e2e.service_lab import PATIENCE, Service
 from tests.kit import Kit, Server
 
+pytestmark = pytest.mark.any_engine
+
 SESSIONS = 256
 """Of one connection."""
 

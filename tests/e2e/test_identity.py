@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sqlite3
@@ -14,15 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests import transcript
-from tests.e2e.service_lab import PATIENCE, Said, Service
+from tests.e2e.service_lab import PATIENCE, Said, Service, elsewhere
 from tests.keysite import KeySite
 from tests.ssh.keygen import certify, keygen, pair, public
 from tests.ssh.skagent import PRESENT, VERIFIED, Agent, SecurityKey
 
+pytestmark = pytest.mark.any_engine
+
 ROOT = Path(__file__).parents[2]
 REFUSED = 255
 """The ssh client's exit status where it did not get in."""
-CALLS = itertools.count()
 
 
 def who(said: Said) -> tuple[str, str]:
@@ -33,9 +33,8 @@ def who(said: Said) -> tuple[str, str]:
 
 def whoami(service: Service, user: str, key: Path, *options: str) -> tuple[str, str] | None:
     """Who that is; None for nobody. Each time from another address: failed logins are limited."""
-    number = next(CALLS)
-    elsewhere = ("-o", f"BindAddress=127.1.{number // 250}.{number % 250 + 1}")
-    said = service.ssh(":whoami", "-j", user=user, key=key, options=(*options, *elsewhere))
+    bind = ("-o", f"BindAddress={elsewhere()}")
+    said = service.ssh(":whoami", "-j", user=user, key=key, options=(*options, *bind))
     return None if said.status == REFUSED else who(said)
 
 

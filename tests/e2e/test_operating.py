@@ -15,6 +15,8 @@ import pytest
 from tests import transcript
 from tests.e2e.service_lab import HELLO, PATIENCE, Said, Service
 
+pytestmark = pytest.mark.any_engine
+
 CHECKOUT = Path(__file__).parents[2]
 
 JQ = b"#!cmd alpine jq bash\n#!/bin/sh\njq --version\n"
@@ -65,6 +67,13 @@ class TestSystem:
         assert facts["version"]
         before = operated.ssh(":system", user="olga").ok().text
         assert f"version\t{facts['version']}\n" in before
+
+    def test_sizes_are_seen_on_a_narrow_terminal(self, operated: Service):
+        operated.create("hello", HELLO).ok()
+        (name,) = layers(operated)
+        lines = operated.ssh(":system", "df", user="olga", options=("-tt",)).ok().lines
+        assert lines[0].split() == ["NAME", "KIND", "COUNT", "OWN", "SHARED"]
+        assert [line.split()[1] for line in lines if line.split()[0] == name[:12]] == ["layer"]
 
     def test_a_layer_goes_when_no_version_needs_it(self, operated: Service):
         operated.create("jq", JQ).ok()
@@ -145,8 +154,9 @@ class TestNotice:
         operated.ssh(":run", "--detach", "hello").failed(75, "back at noon")
         assert operated.ssh(":source", "hello").ok().out == HELLO
         assert run.poll() is None
-        operated.stop()
+        run.terminate()
         run.communicate()
+        operated.stop()
         operated.start()
         operated.ssh("hello").failed(75, "back at noon")
         assert (
@@ -335,7 +345,7 @@ def test_the_page_is_true(operated: Service, tmp_path: Path):
     operated.ssh(":edit", "kept", stdin=HELLO + b"# again\n", user="olga").ok()
     operated.cli("user", "rm", "alice").ok()
     (tmp_path / "carol.pub").write_bytes(operated.key("carol").with_suffix(".pub").read_bytes())
-    assert transcript.run(page, operated, tmp_path, user="olga") == 15
+    assert transcript.run(page, operated, tmp_path, user="olga") == 21
 
 
 def test_check_for_who_looks_every_few_minutes(own_service: Service):

@@ -28,6 +28,7 @@ def sh(service: Service) -> Iterator[str]:
 
 @pytest.mark.parametrize("status", [0, 1, 2, 63, 64, 77, 124, 125, 126, 127, 128, 255])
 def test_the_exit_status_is_exact(service: Service, sh: str, status: int):
+    """cmd.io's was 0, whatever became of the script."""
     assert service.ssh(sh, f"exit {status}").status == status
 
 
@@ -48,7 +49,7 @@ def _quoted(text: str) -> str:
 
 
 def test_a_command_line_that_cannot_be_split(service: Service, sh: str):
-    service.raw(f"{sh} 'unfinished").failed(64, "split")
+    service.raw(f"{sh} 'unfinished").failed(64, f"cmdsvc: {sh}: ", "split", "; ")
 
 
 def test_binary_stdin_comes_back_as_it_was(service: Service, sh: str):
@@ -112,7 +113,7 @@ def test_a_time_limit_is_told(service: Service, name: str):
     service.create(
         name, '#!cmd alpine\n#!/bin/sh\n# /// cmd\n# timeout = "500ms"\n# ///\nexec sleep 1000\n'
     ).ok()
-    service.ssh(name).failed(124, name, "0.5 s")
+    service.ssh(name).failed(124, f"cmdsvc: {name}: timed out after 0.5 s; ")
 
 
 def test_out_of_memory_is_told(service: Service, name: str, engine_name: str):
@@ -121,7 +122,7 @@ def test_out_of_memory_is_told(service: Service, name: str, engine_name: str):
         '#!cmd alpine\n#!/bin/sh\n# /// cmd\n# memory = "32M"\n# ///\n'
         "exec awk 'BEGIN { s = \"x\"; while (1) s = s s }'\n",
     ).ok()
-    service.ssh(name).failed(137, "memory")
+    service.ssh(name).failed(137, f"cmdsvc: {name}: out of memory; ")
 
 
 class Terminal:

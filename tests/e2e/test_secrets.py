@@ -14,6 +14,8 @@ import pytest
 from tests import transcript
 from tests.e2e.service_lab import Service
 
+pytestmark = pytest.mark.any_engine
+
 ROOT = Path(__file__).parents[2]
 
 PRINT = b'#!cmd alpine\n#!/bin/sh\nprintf %s "$TOKEN"\n'
@@ -55,6 +57,8 @@ class TestSet:
         assert service.ssh(printing).ok().out == b"one two  three=four"
         service.ssh(":env", printing, "set", "TOKEN=other").ok()
         assert service.ssh(printing).ok().out == b"other"
+        service.ssh(":env", printing, "set", "TOKEN=two\nlines\n").ok()
+        assert service.ssh(printing).ok().out == b"two\nlines\n"
         service.ssh(":env", printing, "unset", "TOKEN").ok()
         assert service.ssh(printing).ok().out == b""
 

@@ -75,6 +75,9 @@ def test_a_start_that_cannot_be_is_one_clear_line(own_service: Service, service:
     assert said.status == 64
     assert said.err.decode().startswith("cmdsvc: CMDSVC_TIMEOUT: ")
     assert said.err.count(b"\n") == 1
+    said = own_service.cli("serve", CMDSVC_DATA_DIR="/proc/var").failed(70, "/proc/var")
+    assert said.err.count(b"\n") == 1
+    assert b"/proc/var cannot be used" in own_service.cli("check", CMDSVC_DATA_DIR="/proc/var").out
 
 
 def test_a_second_server_on_the_same_data_is_refused(own_service: Service):
@@ -166,8 +169,10 @@ def test_a_drain_has_an_end(own_service: Service, name: str):
     own_service.create(name, WAIT).ok()
     client = begun(own_service, name)
     assert own_service.stop() == 0
-    client.communicate(timeout=60)
-    assert client.returncode != 0
+    _, err = client.communicate(timeout=60)
+    line = f"cmdsvc: {name}: the server stopped while this ran; start it again\n"
+    assert (client.returncode, err.decode()) == (70, line)
+    assert [r[0] for r in rows(own_service, "select reason from runs")] == ["lost"]
 
 
 def test_a_killed_server_leaves_no_run_and_marks_it_lost(own_service: Service, name: str):

@@ -10,6 +10,8 @@ import pytest
 
 from tests.e2e.service_lab import HELLO, Said, Service
 
+pytestmark = pytest.mark.any_engine
+
 TOKEN = r"cmd_[0-9a-v]{8}_[0-9a-v]{32}\n"
 
 
@@ -121,6 +123,7 @@ def test_a_token_runs_what_it_is_granted_and_nothing_else(
     assert by_token(service, token, hello).ok().out == b"hello\n"
     assert by_token(service, token, f"alice/{hello}").ok().out == b"hello\n"
     by_token(service, token, other).failed(127)
+    assert b"did you mean" not in by_token(service, token, f"{other}s").failed(127).err
     for words in ((":ls",), (":create", "x"), (":help",), (":whoami",), (":tokens",)):
         by_token(service, token, *words).failed(77, words[0])
     listed = service.ssh(":access", hello).ok().lines
@@ -137,6 +140,8 @@ def test_a_token_is_shown_once_and_listed_by_its_id(service: Service):
     assert entries[id_]["description"] == "nightly"
     assert entries[id_]["expires"] != ""
     assert text not in service.ssh(":tokens").ok().text
+    for words in (["ls", id_], ["ls", "--ttl", "1h"], ["rm"], ["new", "--now"], ["--now"]):
+        service.ssh(":tokens", *words).failed(64, "; ")
     service.ssh(":tokens", "rm", id_, user="bob").failed(127)
     service.ssh(":tokens", "rm", id_).ok()
     assert id_ not in service.ssh(":tokens").ok().text
@@ -148,6 +153,7 @@ def test_a_removed_or_expired_token_does_not_log_in(service: Service, hello: str
     assert by_token(service, text, hello).ok().out == b"hello\n"
     service.ssh(":tokens", "rm", text).ok()
     assert by_token(service, text, hello).status == 255
+    assert service.ssh(hello, user=text, key=service.key("alice")).status == 255, "by another way"
     assert service.ssh(":access", hello).ok().lines == []
     short = service.ssh(":tokens", "new", "--ttl", "1ms").ok().text.strip()
     assert by_token(service, short, hello).status == 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,10 @@ class TestHistory:
 
     def test_as_objects(self, service: Service, three: str):
         newest = json.loads(service.ssh(":history", three, "-j").ok().out)[0]
-        assert newest.keys() == {"version", "created", "author", "digest", "bytes", "current"}
-        assert (newest["version"], newest["current"]) == (3, True)
+        assert newest.keys() == {
+            *("name", "version", "created", "author", "digest", "bytes", "current")
+        }
+        assert (newest["name"], newest["version"], newest["current"]) == (three, 3, True)
         assert newest["bytes"] == len(says("three"))
 
     def test_what_changed_between_two(self, service: Service, three: str, tmp_path: Path):
@@ -246,9 +249,14 @@ class TestRollback:
 def test_two_edits_at_once_both_become_versions(service: Service, three: str):
     words = ("left", "right")
     clients = [service.popen(":edit", three) for _ in words]
-    for client, word in zip(clients, words, strict=True):
-        _, err = client.communicate(says(word), timeout=60)
-        assert client.returncode == 0, err
+    for client, word in zip(clients, words, strict=True):  # both are there before one is whole
+        assert client.stdin is not None
+        client.stdin.write(says(word))
+        client.stdin.flush()
+    service.ssh(":whoami").ok()
+    with ThreadPoolExecutor() as pool:
+        said = list(pool.map(lambda client: client.communicate(timeout=60), clients))
+    assert [client.returncode for client in clients] == [0, 0], said
     assert [number for number, _ in numbers(service, three)] == [5, 4, 3, 2, 1]
     sources = {service.ssh(":source", three, "--version", str(n)).ok().out for n in (4, 5)}
     assert sources == {says("left"), says("right")}

@@ -423,14 +423,37 @@ async def test_a_base_is_refreshed_and_layers_keep_theirs(tmp_path: Path) -> Non
 
 async def test_the_first_of_two_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path, None)
-    store.open()
+    store.open(beside=False)
     for text in ("one", "two"):
         with store.temporary() as folder:
             (folder / "root").mkdir()
-            (folder / "base").write_text(text)
-            store.keep(folder, "layers", "abc")
-    assert (store.root / "layers/abc/base").read_text() == "one"
+            (folder / "os-release").write_text(text)
+            store.keep_base(folder, "abc")
+    assert store.os_release("abc") == b"one"
     assert list((store.root / "tmp").iterdir()) == []
+
+
+async def test_layers_of_earlier_releases_are_kept(tmp_path: Path) -> None:
+    """They were folders where there are links now; what no link names is nobody's."""
+    store = Store(tmp_path, None)
+    store.open(beside=False)
+    recipe = Recipe("alpine", "", (), "alpine")
+    folder = store.root / "layers" / recipe.digest
+    (folder / "root").mkdir(parents=True)
+    (folder / "base").write_text("one")
+    (store.root / "made/nobodys/root").mkdir(parents=True)
+    store.open(beside=True)
+    assert (store.root / "made/nobodys").exists()
+    for _ in range(2):
+        store = Store(tmp_path, None)
+        store.open(beside=False)
+        assert store.has(recipe)
+        layer = store.use(recipe.digest)
+        assert (store.root / layer.paths[1]).is_dir()
+        layer.close()
+        assert len(list((store.root / "made").iterdir())) == 1
+    assert store.detach(store.layers(())[0])
+    assert not store.has(recipe)
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a/./b", ""])

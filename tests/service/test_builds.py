@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cmdsvc.engine import Invocation
 from cmdsvc.errors import BusyError, DataError, EngineError
 from cmdsvc.model import SCRIPT_PATH, Limits, Network, Outcome, Reason
 from cmdsvc.recipe import Recipe
+from cmdsvc.relay import Job
 from cmdsvc.service import builds as module
 from cmdsvc.service.builds import AT_ONCE, PACKAGES, WAITING, Builds
 from cmdsvc.service.figures import Figures
@@ -33,9 +35,12 @@ JQ = Recipe("alpine", "", ("jq",), "alpine")
 class Waiter:
     """Somebody who wants a layer; `lines` is the progress that it was told."""
 
-    def __init__(self, builds: Builds, recipe: Recipe = JQ) -> None:
+    def __init__(
+        self, builds: Builds, recipe: Recipe = JQ, *, fresh: bool = False, again: bool = False
+    ) -> None:
         self.lines: list[str] = []
-        self.task = asyncio.create_task(builds.ensure(recipe, self.lines.append))
+        wanted = builds.ensure(recipe, self.lines.append, fresh=fresh, again=again)
+        self.task = asyncio.create_task(wanted)
 
     async def leave(self) -> None:
         self.task.cancel()
@@ -94,7 +99,7 @@ class TestEnsure:
         engine.go.set()
         await soon(second.task)
         assert engine.built == [JQ]
-        assert JQ.digest in engine.layers
+        assert JQ.digest in engine.here
         assert first.lines == ["building"]  # nothing is told to who left
         assert second.lines == ["building", "built"]
 
@@ -106,7 +111,7 @@ class TestEnsure:
         await second.leave()
         await first.leave()
         assert engine.cancelled == 1  # already: it is waited for
-        assert not engine.layers
+        assert not engine.here
         again = Waiter(builds)
         engine.go.set()
         await soon(again.task)
@@ -164,7 +169,7 @@ class TestEnsure:
         engine.error = None
         await builds.ensure(JQ, lambda _: None)
         assert engine.built == [JQ, JQ]
-        assert engine.layers == {JQ.digest}
+        assert engine.here == {JQ.digest}
 
     async def test_a_failure_that_nobody_waits_for_is_no_ones_business(self):
         """An exception that was never retrieved would be a warning, and fail this test."""
@@ -194,13 +199,125 @@ class TestEnsure:
         await builds.ensure(JQ, lambda _: None)
 
 
+class TestABaseThatMovedOn:
+    async def test_it_is_built_upon_for_who_wants_that(self):
+        engine = FakeEngine()
+        engine.here, engine.outdated = {JQ.digest}, {JQ.digest}
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        await builds.ensure(JQ, lambda _: None)
+        assert engine.built == []
+        for _ in range(2):
+            await builds.ensure(JQ, lambda _: None, fresh=True)
+        assert engine.built == [JQ]
+        assert engine.fetched == []
+
+    async def test_again_is_always(self):
+        engine = FakeEngine()
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        for count in (1, 2):
+            await builds.ensure(JQ, lambda _: None, again=True)
+            assert engine.fetched == [JQ] * count
+
+    @pytest.mark.parametrize("before", [False, True])
+    async def test_again_is_not_what_began_before(self, before: bool):
+        """Else the base might have been looked at too early."""
+        engine = SlowEngine()
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        first = Waiter(builds, again=before)
+        await soon(engine.begun.wait())
+        later = [Waiter(builds, again=True) for _ in range(3)]
+        await turns()
+        assert engine.built == [JQ]
+        assert builds.wanted == 2
+        engine.go.set()
+        await soon(asyncio.gather(first.task, *(one.task for one in later)))
+        assert engine.built == [JQ, JQ]
+        assert engine.fetched == [JQ] * (1 + before)
+        assert first.lines == later[0].lines == ["building", "built"]
+
+    async def test_fresh_looks_again_after_what_began_before(self):
+        engine = SlowEngine()
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        first = Waiter(builds)
+        await soon(engine.begun.wait())
+        second = Waiter(builds, fresh=True)
+        await turns()
+        engine.go.set()
+        await soon(asyncio.gather(first.task, second.task))
+        assert engine.built == [JQ], "what it found was right"
+
+    async def test_who_needs_what_is_here_does_not_wait(self):
+        engine = SlowEngine()
+        engine.here.add(JQ.digest)
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        rebuilding = Waiter(builds, again=True)
+        await soon(engine.begun.wait())
+        await soon(builds.ensure(JQ, lambda _: None))
+        assert rebuilding.waits
+        assert builds.holds(JQ.digest[:24])
+        await rebuilding.leave()
+        assert not builds.holds(JQ.digest[:24])
+
+    async def test_one_of_a_layer_at_a_time(self):
+        """Who builds one layer again and again does not take the room of the others."""
+        engine = SlowEngine()
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        waiters = [Waiter(builds, again=again) for again in (False, True)]
+        await soon(engine.begun.wait())
+        waiters += [Waiter(builds, again=True), Waiter(builds, recipe_of(1))]
+        await turns()
+        assert engine.built == [JQ, recipe_of(1)]
+        engine.go.set()
+        await soon(asyncio.gather(*(one.task for one in waiters)))
+        assert builds.wanted == 0
+
+    async def test_a_failure_is_for_who_wanted_it(self):
+        engine = FailingEngine(BusyError("the source is down"))
+        engine.here.add(JQ.digest)
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        rebuilding = Waiter(builds, again=True)
+        await soon(engine.begun.wait())
+        engine.go.set()
+        with pytest.raises(BusyError):
+            await soon(rebuilding.task)
+        await builds.ensure(JQ, lambda _: None)
+        assert builds.failed == 1
+
+    async def test_programs_are_looked_for_again(self):
+        engine = FakeEngine()
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        other = recipe_of(1)
+        for recipe in (JQ, other):
+            await builds.ensure(recipe, lambda _: None)
+            await builds.check_programs(recipe, ["sh"])
+        await builds.ensure(JQ, lambda _: None, again=True)
+        for recipe in (JQ, other):
+            await builds.check_programs(recipe, ["sh"])
+        assert [run.recipe for run in engine.runs] == [JQ, other, JQ]
+
+    async def test_what_was_looked_at_meanwhile_is_not_remembered(self):
+        class Engine(FakeEngine):
+            async def start(self, invocation: Invocation) -> Job:
+                if not self.runs:
+                    self.outdated = {JQ.digest}
+                    await builds.ensure(JQ, lambda _: None, fresh=True)
+                return await super().start(invocation)
+
+        engine = Engine()
+        engine.here.add(JQ.digest)
+        builds = Builds(engine, LIMITS, Figures("fake"))
+        for _ in range(3):
+            await builds.check_programs(JQ, ["sh"])
+        assert len(engine.runs) == 2
+
+
 class TestCheckPrograms:
     """The search itself is done for real, by this machine's shell."""
 
     @pytest.fixture
     def engine(self) -> FakeEngine:
         engine = FakeEngine()
-        engine.layers.add(JQ.digest)
+        engine.here.add(JQ.digest)
         return engine
 
     async def test_what_is_there(self, engine: FakeEngine, tmp_path: Path):
@@ -223,7 +340,7 @@ class TestCheckPrograms:
         assert len(engine.runs) == 1
         await builds.check_programs(JQ, ["sh"])
         other = recipe_of(1)
-        engine.layers.add(other.digest)
+        engine.here.add(other.digest)
         await builds.check_programs(other, ["/bin/sh"])
         assert len(engine.runs) == 3
 

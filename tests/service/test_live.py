@@ -24,9 +24,9 @@ from cmdsvc.model import Door, Identity, Limits, Network, Outcome, Output, Reaso
 from cmdsvc.relay import Caller, Job
 from cmdsvc.service.admission import Admission
 from cmdsvc.service.builds import Builds
-from cmdsvc.service.figures import Figures
 from cmdsvc.service.commands import Commands, Policy
 from cmdsvc.service.environment import Environment
+from cmdsvc.service.figures import Figures
 from cmdsvc.service.outputs import Gap
 from cmdsvc.service.readymade import ReadyMade
 from cmdsvc.service.retention import Retention
@@ -239,9 +239,11 @@ class TestDetached:
         assert lab.engine.jobs[0].closed
         ended = await lab.store.run(run_id)
         assert ended is not None
-        assert ended.outcome == Outcome(70, Reason.LOST, "the server stopped while this ran")
+        assert ended.outcome == Outcome(
+            70, Reason.LOST, "the server stopped while this ran; start it again"
+        )
         assert await lab.store.output(run_id) == Output(
-            ((2, b"cmdsvc: job: the server stopped while this ran\n"),), ()
+            ((2, b"cmdsvc: job: the server stopped while this ran; start it again\n"),), ()
         )
 
     async def test_draining_is_over_when_it_ends(self, lab: Lab):
@@ -255,7 +257,7 @@ class TestTimeout:
     async def test_it_can_be_lowered(self, lab: Lab):
         run = asyncio.create_task(lab.runs.run(lab.request(timeout=0.01), FakeCaller()))
         outcome = await soon(run)
-        assert outcome == Outcome(124, Reason.TIMEOUT, "timed out after 0.01 s")
+        assert outcome == Outcome(124, Reason.TIMEOUT, "timed out after 0.01 s; give it more time")
         assert lab.engine.runs[0].limits.timeout == 0.01
 
     @pytest.mark.parametrize(("name", "most"), [("job", 600), ("keeping", 9)])

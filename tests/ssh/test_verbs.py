@@ -53,9 +53,9 @@ class TestParser:
         return parser
 
     def test_words(self, parser: Parser):
-        options = parser.parse_args(["-n", "3", "x", "-"])
-        assert (options.name, options.number, options.stdin) == ("x", 3, "-")
-        assert parser.parse_args(["--", "-x"]).name == "-x"
+        for words in (["-n", "3", "x", "-"], ["x", "-n", "3", "-"], ["x", "-", "-n", "3"]):
+            options = parser.parse_intermixed_args(words)
+            assert (options.name, options.number, options.stdin) == ("x", 3, "-")
 
     @pytest.mark.parametrize(
         ("words", "says"),
@@ -75,7 +75,7 @@ class TestParser:
         self, words: list[str], says: str, parser: Parser, capfd: pytest.CaptureFixture[str]
     ):
         with pytest.raises(UsageError) as caught:
-            parser.parse_args(words)
+            parser.parse_intermixed_args(words)
         line = str(caught.value)
         assert says in line
         assert line.isprintable()
@@ -99,7 +99,7 @@ class TestParser:
         assert parser.prog == builtin.verb
         assert builtin.example in parser.format_help()
         with pytest.raises(UsageError):
-            parser.parse_args(["--no-such-option"])
+            parser.parse_intermixed_args(["--no-such-option"])
 
 
 class TestWriting:

@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.model import Outcome, Output, Reason, Schedule, State
-from cmdsvc.store import Notice, Taken, migrate, open_store
+from cmdsvc.store import Notice, Taken, look, migrate, open_store
+from cmdsvc.store.kinds import Found
 from tests.store.lab import (
     LATER,
     NOW,
@@ -184,3 +185,16 @@ async def test_an_older_program_goes_on_beside_this_one(first: str) -> None:
     hook = await store.add_hook(a_hook(command="ann/second"), by="ann")
     assert await store.accept(an_arrival("d1", hook), most=1) == (Taken.NEW, "d1")
     await store.aclose()
+
+
+async def test_to_look_changes_nothing(first: str) -> None:
+    before = await query(first, "SELECT version_num FROM alembic_version")
+    assert await look(first) is Found.OLDER
+    assert await query(first, "SELECT version_num FROM alembic_version") == before
+    await (await open_store(first)).aclose()
+    assert await look(first) is Found.CURRENT
+
+
+async def test_to_look_makes_nothing(url: str, tmp_path: Path) -> None:
+    assert await look(url) is Found.NOTHING
+    assert not (tmp_path / "data").exists()

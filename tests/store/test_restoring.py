@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cmdsvc.errors import CmdError, ExistsError
-from cmdsvc.model import Answer, Output, Schedule, Token
+from cmdsvc.model import Answer, Output, Reason, Schedule, Token
 from cmdsvc.store import Taken, open_store
 from cmdsvc.store.restoring import restore_store
 from tests.store.lab import LATER, NOW, a_command, a_hook, a_run, an_arrival, query
@@ -82,6 +82,19 @@ async def test_everything_is_back_and_goes_on(backup: Path, url: str) -> None:
         await store.create(**a_command("third"))
         await store.set_access("ann", "third", grant=["bob"], by="ann")
         assert await store.names("ann") == ["hello", "other", "third"]
+    finally:
+        await store.aclose()
+
+
+async def test_what_ran_then_is_lost(backup: Path, url: str) -> None:
+    """No server is left that could tell its end, and what has none would be kept for ever."""
+    await restore_store(backup, url, lambda: None)
+    store = await open_store(url, server="new")
+    try:
+        run = await store.run("r1")
+        assert run is not None
+        assert run.outcome is not None
+        assert run.outcome.reason is Reason.LOST
     finally:
         await store.aclose()
 

@@ -59,14 +59,14 @@ class Builder:
         async with self._one("base", base, tag, source):
             await self._make_base(base, tag, source, progress)
 
-    async def build(self, recipe: Recipe, progress: Progress) -> None:
+    async def build(self, recipe: Recipe, progress: Progress, *, again: bool) -> None:
         try:
             async with (
                 asyncio.timeout(self._settings.build_timeout),
                 self._one("layer", recipe.digest),
             ):
-                if not self._store.has(recipe):
-                    await self._make_layer(recipe, progress)
+                if again or not self._store.has(recipe) or self._store.stale(recipe):
+                    await self._make_layer(recipe, progress, again=again)
         except TimeoutError:
             raise BusyError(
                 f"the build took longer than {self._settings.build_timeout:g} s", "try again later"
@@ -74,12 +74,13 @@ class Builder:
         except OSError as error:
             raise EngineError(f"the layer cannot be stored: {error}", "look at the disk") from error
 
-    async def _make_layer(self, recipe: Recipe, progress: Progress) -> None:
+    async def _make_layer(self, recipe: Recipe, progress: Progress, *, again: bool) -> None:
         plan = packages.plan(recipe, self._settings.sources)
         async with self._one("base", recipe.base, recipe.tag, recipe.source):
             base = self._store.base(recipe.base, recipe.tag, recipe.source)
-            if base is None:
+            if again or base is None:
                 base = await self._make_base(recipe.base, recipe.tag, recipe.source, progress)
+        bases.check_os_release(recipe.base, recipe.tag, self._store.os_release(base))
         async with _in_thread(self._store.temporary()) as folder:
             for name in ("root", "work"):
                 (folder / name).mkdir(mode=0o755)
@@ -90,7 +91,7 @@ class Builder:
                 await self._run(recipe, (base, folder), step, plan.env, progress)
             (folder / "base").write_text(base)
             await asyncio.to_thread(remove, folder / "work")
-            self._store.keep(folder, "layers", recipe.digest)
+            self._store.keep_layer(folder, recipe.digest)
 
     async def _run(
         self,
@@ -140,9 +141,8 @@ class Builder:
                     release = await self._unpack(tarball, root)
                     bases.check_os_release(base, tag, release)
                     (folder / "os-release").write_bytes(release)
-                    self._store.keep(folder, "bases", name)
-            kept = (self._store.root / "bases" / name / "os-release").read_bytes()
-            bases.check_os_release(base, tag, kept)
+                    self._store.keep_base(folder, name)
+            bases.check_os_release(base, tag, self._store.os_release(name))
             self._store.remember_base(base, tag, source, name)
         except OSError as error:
             raise EngineError(f"the base cannot be stored: {error}", "look at the disk") from error

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,9 +71,9 @@ class BubblewrapEngine:
         both = {Network.NONE} | ({Network.INTERNET} if self._pool is not None else set())
         return frozenset(both)
 
-    async def open(self) -> None:
+    async def open(self, *, beside: bool = False) -> None:
         try:
-            await self._open()
+            await self._open(beside=beside)
         except OSError as error:
             await self.aclose()
             raise EngineError(
@@ -84,10 +84,11 @@ class BubblewrapEngine:
             await self.aclose()
             raise
 
-    async def _open(self) -> None:
+    async def _open(self, *, beside: bool) -> None:
         place = place_for(self._store)
-        await asyncio.to_thread(self._store.open)
-        await self._open_cgroups()
+        await asyncio.to_thread(self._store.open, beside=beside)
+        if not beside:  # what has the instance's name is the server's
+            await self._open_cgroups()
         self._stubs = Stubs(place, self._cgroups, self._settings.limits)
         await self._stubs.open()
         if self._uid is not None:
@@ -96,7 +97,8 @@ class BubblewrapEngine:
                 # Else each run is counted in a namespace of its own, with one user.
                 self._run_users = await self._stubs.users()
         self._builder = Builder(self._settings, self._store, self._step, self._build_users)
-        self._pool, self._no_network = await _network(self._settings)
+        if not beside:
+            self._pool, self._no_network = await _network(self._settings)
 
     async def aclose(self) -> None:
         await asyncio.gather(*(job.aclose() for job in list(self._jobs)))
@@ -185,11 +187,29 @@ class BubblewrapEngine:
         except OSError as error:
             raise EngineError(f"the layers cannot be removed: {error}") from error
 
+    async def resolve(self, image: str, progress: Progress) -> str:
+        del progress
+        raise _no_images(image)
+
     async def has(self, recipe: Recipe) -> bool:
         return self._store.has(recipe)
 
-    async def build(self, recipe: Recipe, progress: Progress) -> None:
-        await self._opened_builder().build(recipe, progress)
+    async def stale(self, recipe: Recipe) -> bool:
+        return self._store.stale(recipe)
+
+    async def build(self, recipe: Recipe, progress: Progress, *, again: bool = False) -> None:
+        if recipe.imported:
+            raise _no_images(recipe.base)
+        await self._opened_builder().build(recipe, progress, again=again)
+        await self._retire(self._store.replaced)
+
+    async def _retire(self, names: Iterable[str]) -> None:
+        """Removes layers that were made again, as far as nothing runs on them."""
+        for name in list(names):
+            try:
+                await self.remove(Layer(name, base=False, size=0))
+            except EngineError as error:
+                log.warning("%s", error)
 
     async def start(self, invocation: Invocation) -> BubblewrapJob:
         layer = self._store.use(invocation.recipe.digest)
@@ -236,6 +256,7 @@ class BubblewrapEngine:
             layer.close()
             if namespace is not None:
                 await namespace.aclose()
+            await self._retire({layer.name} & self._store.replaced)
 
         job = await self._begin(stubs, stub, sandbox, release, invocation.agent)
         self._runs[invocation.run_id] = job, stub.group
@@ -377,11 +398,12 @@ class BubblewrapEngine:
     async def _probe(self) -> None:
         """Runs the launcher, on a root file system of nothing: it ends by itself with 126."""
         recipe = Recipe("none", "", (), "")
-        for folder in ("bases/none/root", f"layers/{recipe.digest}/root"):
-            made = self._store.root / folder
-            made.mkdir(parents=True, mode=0o755)
-            self._store.own(made)
-        (self._store.root / "layers" / recipe.digest / "base").write_text("none")
+        with self._store.temporary() as folder:
+            for root in (self._store.root / "bases/none/root", folder / "root"):
+                root.mkdir(parents=True, mode=0o755)
+                self._store.own(root)
+            (folder / "base").write_text("none")
+            self._store.keep_layer(folder, recipe.digest)
         program = (arguments.LAUNCH_PATH,)
         limits = self._settings.limits
         job = await self.start(Invocation("check", recipe, program, None, {}, limits, Network.NONE))
@@ -402,6 +424,13 @@ def _at_most(asked: Limits, most: Limits) -> Limits:
         cpus=min(asked.cpus, most.cpus),
         pids=min(asked.pids, most.pids),
         disk=min(asked.disk, most.disk),
+    )
+
+
+def _no_images(name: str) -> DataError:
+    return DataError(
+        f"{name} is an image, which this instance cannot run: its engine is bubblewrap",
+        "name a base and packages, as in '#!cmd alpine jq', or ask for the docker engine",
     )
 
 

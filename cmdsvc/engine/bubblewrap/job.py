@@ -245,8 +245,9 @@ class BubblewrapJob:
         if self._program == SCRIPT_PATH:
             name = "its interpreter"
         if number in {errno.ENOENT, errno.ENOTDIR}:
-            return Outcome(127, Reason.EXIT, f"{name} is not in the image")
-        return Outcome(126, Reason.EXIT, f"{name} cannot be executed: {os.strerror(number)}")
+            return Outcome(127, Reason.EXIT, f"{name} is not in the image; add its package")
+        why = os.strerror(number)
+        return Outcome(126, Reason.EXIT, f"{name} cannot be executed: {why}; see its first lines")
 
     def _read(self, fd: int) -> bytes | None:
         """What is there, b"" at the end, None if there is nothing yet."""
@@ -290,7 +291,7 @@ def _outcome(status: int, *, oom: bool) -> Outcome:
     code = os.waitstatus_to_exitcode(status) if not os.WIFSTOPPED(status) else 0
     killed = 128 + signal.SIGKILL
     if oom and code in {-signal.SIGKILL, killed}:
-        return Outcome(killed, Reason.MEMORY, "out of memory")
+        return Outcome(killed, Reason.MEMORY, "out of memory; let it use less")
     if code < 0:
         return Outcome(128 - code, Reason.SIGNAL)
     return Outcome(code)

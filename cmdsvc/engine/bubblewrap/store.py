@@ -3,12 +3,15 @@
     downloads/          tarballs that came from a URL
     store/              what sandboxes see; owned by the user that they run as
         bases/ID/root       a root file system; ID is of its tarball
-        layers/DIGEST/root  what packages add to it, an overlay's upper folder
-        layers/DIGEST/base  the ID of the base below
+        made/NAME/root      a layer: what packages add to it, an overlay's upper folder
+        made/NAME/base      the ID of the base below
+        layers/DIGEST       a link to the layer that runs take now
         sources/KEY         the ID that a base's source had last, and the source
         tmp/                what is being made
 
 A layer that is in use is locked (flock(2), shared): who wants to remove it locks it exclusively.
+One that is made again has a name of its own, so that a run that begins has all of the old one or all
+of the new one.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -28,9 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmdsvc.engine import Layer as Kept
+from cmdsvc.engine import bases
 from cmdsvc.recipe import Recipe
 
-FOLDERS = ("bases", "layers", "sources", "tmp")
+FOLDERS = ("bases", "made", "layers", "sources", "tmp")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 ID = re.compile(r"[0-9a-f]{32,64}")
 
 
@@ -38,6 +44,7 @@ ID = re.compile(r"[0-9a-f]{32,64}")
 class Layer:
     """A layer in use: `paths` of its root file systems below the store, the lowest first."""
 
+    name: str
     paths: tuple[str, ...]
     lock: int
 
@@ -55,17 +62,36 @@ class Store:
         self.upper = data_dir / "upper"
         """An empty folder, to mount on where there is no better place."""
         self.uid = uid
+        self.replaced: set[str] = set()
+        """Names of layers that were made again, and are still here for runs that began before."""
         self._sizes: dict[str, int] = {}
 
-    def open(self) -> None:
-        """Makes the folders, and removes what was being made when the server died. OSError."""
+    def open(self, *, beside: bool) -> None:
+        """Makes the folders. OSError.
+
+        Not `beside` a server that has them open: removes what was being made when one died, and
+        layers that were made again since.
+        """
         for folder in (self.data_dir, self.downloads, self.upper):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.root, *(self.root / name for name in FOLDERS)):
             folder.mkdir(mode=0o711, exist_ok=True)
             self.own(folder)
+        if beside:
+            return
         for entry in list((self.root / "tmp").iterdir()):
             remove(entry)
+        self._move_in()
+        current = self._current()
+        for folder in list((self.root / "made").iterdir()):
+            if folder.name not in current:
+                remove(folder)
+
+    def _move_in(self) -> None:
+        """Layers of earlier releases were folders where there are links now."""
+        for folder in list((self.root / "layers").iterdir()):
+            if not folder.is_symlink() and DIGEST.fullmatch(folder.name):
+                self.keep_layer(folder, folder.name)
 
     def own(self, path: Path) -> None:
         if self.uid is not None:
@@ -74,10 +100,20 @@ class Store:
     def has(self, recipe: Recipe) -> bool:
         return (self.root / "layers" / recipe.digest / "base").is_file()
 
+    def stale(self, recipe: Recipe) -> bool:
+        """Whether the layer is here, on another base than is here for it now."""
+        base = self.base(recipe.base, recipe.tag, recipe.source)
+        try:
+            below = (self.root / "layers" / recipe.digest / "base").read_text()
+        except OSError:
+            return False
+        return base not in {None, below}
+
     def use(self, digest: str) -> Layer:
         """The layer, locked until it is closed. LookupError if it is not here."""
-        folder = self.root / "layers" / digest
         try:
+            name = self._target(digest)
+            folder = self.root / "made" / name
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             raise LookupError(f"layer {digest} is not here") from None
@@ -87,13 +123,29 @@ class Store:
         except OSError:
             os.close(lock)
             raise LookupError(f"layer {digest} is being removed") from None
-        return Layer((f"bases/{base}/root", f"layers/{digest}/root"), lock)
+        return Layer(name, (f"bases/{base}/root", f"made/{name}/root"), lock)
+
+    def _target(self, digest: str) -> str:
+        """The name of the layer that a digest means now. OSError where it means none."""
+        return (self.root / "layers" / digest).readlink().name
+
+    def _current(self) -> dict[str, str]:
+        """The layers that digests mean now, by name."""
+        found = {}
+        for link in (self.root / "layers").iterdir():
+            with contextlib.suppress(OSError):  # it goes just now
+                found[link.readlink().name] = link.name
+        return found
 
     def base(self, base: str, tag: str, source: str) -> str | None:
         """The ID of a base that is here."""
         name = self._named(self.root / "sources" / _key(base, tag, source))[0]
         here = ID.fullmatch(name) and (self.root / "bases" / name / "root").is_dir()
         return name if here else None
+
+    def os_release(self, base: str) -> bytes:
+        """The etc/os-release of the base with that ID."""
+        return (self.root / "bases" / base / "os-release").read_bytes()
 
     def remember_base(self, base: str, tag: str, source: str, name: str) -> None:
         target = self.root / "sources" / _key(base, tag, source)
@@ -106,17 +158,19 @@ class Store:
         """What is kept. `sources` are those that bases are taken from today."""
         named = map(self._named, (self.root / "sources").iterdir())
         wanted = {name for name, source in named if source in {*sources, ""}}
-        bases = {
+        found = {
             folder.name: Kept(folder.name, True, self._size(folder), wanted=folder.name in wanted)
             for folder in (self.root / "bases").iterdir()
         }
+        current = self._current()
         layers = []
-        for folder in (self.root / "layers").iterdir():
+        for folder in (self.root / "made").iterdir():
             with contextlib.suppress(OSError):  # it goes just now
                 below = (folder / "base").read_text()
-                shared = bases[below].size if below in bases else 0
-                layers.append(Kept(folder.name, False, self._size(folder), below, shared))
-        return [*bases.values(), *layers]
+                shared = found[below].size if below in found else 0
+                name = current.get(folder.name, folder.name)
+                layers.append(Kept(name, False, self._size(folder), below, shared))
+        return [*found.values(), *layers]
 
     def detach(self, layer: Kept) -> Path | None:
         """Takes a layer or a base out of use, whole: where it is now, to be removed from there.
@@ -128,29 +182,37 @@ class Store:
             if layer.base:
                 self._detach_base(layer.name, target)
             else:
-                folder = self.root / "layers" / layer.name
-                lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    folder.rename(target / "gone")
-                finally:
-                    os.close(lock)
+                self._detach_layer(layer.name, target)
         except FileNotFoundError:  # gone already
             pass
         except BlockingIOError:
             target.rmdir()
             return None
-        self._sizes.pop(layer.name, None)
         return target
 
+    def _detach_layer(self, name: str, target: Path) -> None:
+        link = self.root / "layers" / name
+        made = link.readlink().name if link.is_symlink() else name
+        folder = self.root / "made" / made
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            link.unlink(missing_ok=True)
+            folder.rename(target / "gone")
+        finally:
+            os.close(lock)
+        self.replaced.discard(made)
+        self._sizes.pop(made, None)
+
     def _detach_base(self, name: str, target: Path) -> None:
-        for folder in (self.root / "layers").iterdir():
+        for folder in (self.root / "made").iterdir():
             if (folder / "base").read_text() == name:
                 raise BlockingIOError
         for file in list((self.root / "sources").iterdir()):
             if self._named(file)[0] == name:
                 file.unlink()
         (self.root / "bases" / name).rename(target / "gone")
+        self._sizes.pop(name, None)
 
     def _named(self, file: Path) -> tuple[str, str]:
         """The base that a file in `sources` names, and the source; "" for what it does not say."""
@@ -169,16 +231,16 @@ class Store:
     def purge(self) -> None:
         """Removes all that is kept. BlockingIOError if a layer is in use."""
         with self.temporary() as folder, contextlib.ExitStack() as held:
-            layers = list((self.root / "layers").iterdir())
-            for layer in layers:
+            for layer in list((self.root / "made").iterdir()):
                 lock = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 held.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for kind in ("layers", "bases", "sources"):
+            for kind in ("layers", "made", "bases", "sources"):
                 (self.root / kind).rename(folder / kind)
                 (self.root / kind).mkdir(mode=0o711)
                 self.own(self.root / kind)
         self._sizes.clear()
+        self.replaced.clear()
         for tarball in list(self.downloads.iterdir()):
             remove(tarball)
 
@@ -193,13 +255,25 @@ class Store:
         finally:
             remove(folder)
 
-    def keep(self, made: Path, kind: str, name: str) -> None:
-        """Makes what was made in a temporary folder a base or a layer; the first one wins."""
+    def keep_base(self, made: Path, name: str) -> None:
+        """Makes what was made in a temporary folder a base; the first one wins."""
         try:
-            made.rename(self.root / kind / name)
+            made.rename(self.root / "bases" / name)
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise
+
+    def keep_layer(self, made: Path, digest: str) -> None:
+        """Makes what was made in a folder the layer of that digest, in place of one that is here."""
+        name = f"layer-{secrets.token_hex(16)}"
+        with self.temporary() as folder:
+            link = folder / "link"
+            link.symlink_to(f"../made/{name}")
+            made.rename(self.root / "made" / name)
+            target = self.root / "layers" / digest
+            old = {target.readlink().name} if target.is_symlink() else set()
+            link.replace(target)
+            self.replaced |= old
 
     def put(self, root: Path, files: Mapping[str, bytes]) -> None:
         """Writes `files` into a layer's root that nothing else was put into yet."""
@@ -233,6 +307,8 @@ def _disk_usage(folder: Path) -> int:
 
 
 def _key(base: str, tag: str, source: str) -> str:
+    if bases.is_tarball(source):  # it is what it is, whatever it is called
+        tag = ""
     return hashlib.sha256(json.dumps([base, tag, source]).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,8 +28,10 @@ from cmdsvc.engine.docker.build import Build
 from cmdsvc.engine.docker.hosts import check_host, find_host
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.images import DIGEST_LABEL, INSTANCE_LABEL, RUN_LABEL, Images
+from cmdsvc.engine.docker.imported import Imported
 from cmdsvc.engine.docker.janitor import Janitor, remove
-from cmdsvc.engine.docker.job import DockerJob
+from cmdsvc.engine.docker.job import DockerJob, HandedJob
+from cmdsvc.engine.docker.replaced import stale, sweep
 from cmdsvc.engine.docker.sandbox import SCRIPT_ROOM, Shape
 from cmdsvc.engine.packages import plan
 from cmdsvc.errors import BusyError, DataError, EngineError
@@ -59,6 +62,7 @@ class DockerEngine:
         self._api = Api(find_host(host))
         self._janitor = Janitor(self._api)
         self._images = Images(self._api, self._janitor, settings)
+        self._imported = Imported(self._images)
         self._cpus = 0.0
         self._here: set[str] = set()
         self._network = f"{self._images.repository}-net"
@@ -84,11 +88,14 @@ class DockerEngine:
     def networks(self) -> frozenset[Network]:
         return frozenset({Network.INTERNET, Network.NONE})
 
-    async def open(self) -> None:
+    async def open(self, *, beside: bool = False) -> None:
         check_host(self.host)
         await self._api.negotiate()
         self._cpus = float((await self._api.call("GET", "/info"))["NCPU"])
+        if beside:
+            return
         await self._sweep()
+        await sweep(self._api, self._images, all_=True)
         try:
             self._doors.clear()
         except OSError as error:
@@ -122,6 +129,10 @@ class DockerEngine:
             names = ", ".join(sorted(self._settings.sources.bases))
             raise DataError(f"no base is called {base!r}", f"use one of {names}")
         await self._images.base(base, tag, source, progress, again=True)
+        await sweep(self._api, self._images)
+
+    async def resolve(self, image: str, progress: Progress) -> str:
+        return await self._imported.resolve(image, progress)
 
     async def has(self, recipe: Recipe) -> bool:
         digest = recipe.digest
@@ -131,21 +142,30 @@ class DockerEngine:
             self._here.add(digest)
         return True
 
-    async def build(self, recipe: Recipe, progress: Progress) -> None:
+    async def stale(self, recipe: Recipe) -> bool:
+        return await stale(self._images, recipe)
+
+    async def build(self, recipe: Recipe, progress: Progress, *, again: bool = False) -> None:
         digest = recipe.digest
         async with self._building.setdefault(digest, asyncio.Lock()):
-            if await self._images.has(self._images.layer(digest)):
+            old = await self._images.inspect(self._images.layer(digest))
+            if old and (recipe.imported or not (again or await stale(self._images, recipe))):
                 return
             seconds = self._settings.build_timeout
             async with self._builds:
                 try:
                     async with asyncio.timeout(seconds):
-                        await self._build(recipe, progress)
+                        await self._build(recipe, progress, again=again)
                 except TimeoutError as error:
                     raise BusyError(
                         f"the build took longer than {seconds:g} s", "try again later"
                     ) from error
             self._here.add(digest)
+        if old:
+            self._images.replaced.add(old["Id"])
+        if self._images.replaced:
+            with contextlib.suppress(EngineError):  # the layer is there; the rest has time
+                await sweep(self._api, self._images)
 
     async def start(self, invocation: Invocation) -> Job:
         agent = invocation.agent
@@ -179,6 +199,9 @@ class DockerEngine:
             invocation = dataclasses.replace(invocation, env=env)
         try:
             job = await self._begin(invocation, door)
+        except LookupError:
+            self._here.discard(digest)
+            raise
         except ApiError as error:
             if error.status == 404 and "no such image" in error.message.lower():
                 self._here.discard(digest)
@@ -232,10 +255,19 @@ class DockerEngine:
         shape = await self._shape(invocation)
         labels = {**self._images.labels, RUN_LABEL: invocation.run_id}
         mounts = [] if door is None else [door.mount]
-        description = sandbox.description(shape, labels, self._cpus, mounts)
+        as_it_is = invocation.recipe.imported
+        if as_it_is:
+            description = await self._imported.description(
+                invocation, shape, labels, cpus=self._cpus, mounts=mounts
+            )
+        else:
+            description = sandbox.description(shape, labels, self._cpus, mounts)
         container = await self._janitor.create(description)
         waiting = None
         try:
+            if as_it_is:
+                running = await sandbox.attach(self._api, container, shape, invocation.terminal)
+                return DockerJob(self._api, self._janitor, running, self._forget)
             waiting = await sandbox.start(self._api, container, shape, invocation.terminal)
             handed = await sandbox.give(self._api, waiting, invocation)
         except BaseException:
@@ -243,7 +275,7 @@ class DockerEngine:
                 waiting.stream.close()
             await self._janitor.discard(container)
             raise
-        return DockerJob(self._api, self._janitor, handed, self._forget)
+        return HandedJob(self._api, self._janitor, handed, self._forget)
 
     def _forget(self, job: DockerJob) -> None:
         self._jobs.pop(job, None)
@@ -307,9 +339,14 @@ class DockerEngine:
             )
         return bool(there["Options"] == self._network_options)
 
-    async def _build(self, recipe: Recipe, progress: Progress) -> None:
+    async def _build(self, recipe: Recipe, progress: Progress, *, again: bool) -> None:
+        if recipe.imported:
+            await self._imported.keep(recipe.base, recipe.digest, progress)
+            return
         what = plan(recipe, self._settings.sources)
-        base = await self._images.base(recipe.base, recipe.tag, recipe.source, progress)
+        base = await self._images.base(
+            recipe.base, recipe.tag, recipe.source, progress, again=again
+        )
         if not what.steps:
             await self._images.tag(base, recipe.digest)
             return

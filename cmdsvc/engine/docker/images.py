@@ -9,8 +9,9 @@ import posixpath
 import re
 import tarfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -41,7 +42,8 @@ _REPOSITORY: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
 
 _NOT_THERE: Final = re.compile(
     r"manifest unknown|manifest for .* not found|not found: |repository .*(does not exist|not found)|"
-    r"requested access to the resource is denied|no matching manifest|invalid reference format"
+    r"requested access to the resource is denied|unauthorized: |no matching manifest|"
+    r"invalid reference format"
 )
 """In the engine's words: there is no such image, and trying again will not change that."""
 
@@ -58,20 +60,27 @@ class Images:
         # The engine's own client keeps a registry's credentials; it blocks, so it has a thread.
         self._threads = ThreadPoolExecutor(2, "docker-pull")
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._releases: dict[str, bytes] = {}
+        self._releases: dict[str, tuple[str, bytes]] = {}
+        """Of a tarball: the image that it was last, and the etc/os-release of that."""
+        self.replaced: set[str] = set()
+        """Images that lost a name to a newer one."""
 
     def layer(self, digest: str) -> str:
         """The name of the image that is the layer."""
         return f"{self.repository}:{digest[:24]}"
 
     async def has(self, image: str) -> bool:
+        return await self.inspect(image) is not None
+
+    async def inspect(self, image: str) -> Mapping[str, Any] | None:
+        """What the engine says of an image, None where it is not here."""
         try:
-            await self._api.call("GET", f"/images/{quote(image, safe=':/@')}/json")
+            found: Mapping[str, Any] = await self._api.call("GET", _path(image, "/json"))
         except ApiError as error:
             if error.status != 404:
                 raise
-            return False
-        return True
+            return None
+        return found
 
     async def kept(self) -> list[Layer]:
         """The layers, and the bases that were imported for this instance."""
@@ -94,7 +103,7 @@ class Images:
             for name in self._layer_names(image):
                 below = image["Id"] if image["Id"] in ours else image["ParentId"]
                 # One without packages is another name of its base.
-                size = _own(image) if DIGEST_LABEL in (image["Labels"] or {}) else 0
+                size = _own(image) if self._is_layer(image) else 0
                 found.append(
                     Layer(name, False, size, below if below in ours else "", image["Size"] - size)
                 )
@@ -106,15 +115,18 @@ class Images:
         if not layer.base and not name.startswith("sha256:"):
             name = self.layer(name)
         try:
-            await self._api.call(
-                "DELETE", f"/images/{quote(name, safe=':/@')}", timeout=_COUNT_TIMEOUT
-            )
+            await self._api.call("DELETE", _path(name), timeout=_COUNT_TIMEOUT)
         except ApiError as error:
             if error.status == 409:
                 return False
             if error.status != 404:
                 raise
         return True
+
+    def _is_layer(self, image: Mapping[str, Any]) -> bool:
+        """Whether it is a layer and nothing else: it goes with its last name as one."""
+        tags = {tag.rpartition(":")[0] for tag in image["RepoTags"] or ()}
+        return DIGEST_LABEL in (image["Labels"] or {}) or tags == {self.repository}
 
     def _is_base(self, image: Mapping[str, Any]) -> bool:
         labels = image["Labels"] or {}
@@ -131,7 +143,11 @@ class Images:
 
     async def tag(self, image: str, digest: str) -> None:
         query = {"repo": self.repository, "tag": digest[:24]}
-        await self._api.call("POST", f"/images/{quote(image, safe=':/@')}/tag", query=query)
+        await self._api.call("POST", _path(image, "/tag"), query=query)
+
+    async def forget(self, image: str) -> None:
+        """Removes a name of an image, with its last one the image. ApiError, as where it is used."""
+        await self._api.call("DELETE", _path(image), timeout=_COUNT_TIMEOUT)
 
     async def base(
         self, base: str, tag: str, source: str, progress: Progress, *, again: bool = False
@@ -142,11 +158,17 @@ class Images:
         """
         if bases.is_tarball(source):
             return await self._imported(base, tag, source, progress, again=again)
-        image = reference(base, tag, source)
+        image = self.base_name(base, tag, source)
         async with self._lock(image):
             if again or not await self.has(image):
-                await self._pull(image, progress)
+                await self.pull(image, progress)
         return image
+
+    def base_name(self, base: str, tag: str, source: str) -> str:
+        """The name of the image of `base`:`tag`. DataError where there can be none."""
+        if bases.is_tarball(source):
+            return f"{self.repository}-base:{_imported_tag(source)}"
+        return reference(base, tag, source)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -157,18 +179,23 @@ class Images:
     async def _imported(
         self, base: str, tag: str, source: str, progress: Progress, *, again: bool
     ) -> str:
-        name = _imported_tag(source)
-        image = f"{self.repository}-base:{name}"
+        image = self.base_name(base, tag, source)
         async with self._lock(image):
-            if again or not await self.has(image):
+            here = await self.inspect(image)
+            if again or here is None:
                 cache = self._settings.data_dir / "bases"
                 tarball = await bases.fetch(source, cache, progress)
                 progress(f"Importing {source}")
-                await self._import(tarball, name)
-                self._releases.pop(source, None)
-            if source not in self._releases:
-                self._releases[source] = await self._os_release(image)
-        bases.check_os_release(base, tag, self._releases[source])
+                await self._import(tarball, _imported_tag(source))
+                if here is not None:
+                    self.replaced.add(here["Id"])
+                here = await self.inspect(image)
+            id_ = here["Id"] if here else image
+            known, release = self._releases.get(source, ("", b""))
+            if known != id_:  # another process may have fetched it
+                release = await self.read(image, "/etc/os-release")
+                self._releases[source] = id_, release
+        bases.check_os_release(base, tag, release)
         return image
 
     async def _import(self, tarball: Path, name: str) -> None:
@@ -197,13 +224,12 @@ class Images:
                     "see whether it is a whole tarball",
                 )
 
-    async def _os_release(self, image: str) -> bytes:
-        """etc/os-release of an image, b"" where it has none."""
+    async def read(self, image: str, path: str) -> bytes:
+        """A file of an image, b"" where it has none."""
         container = await self._janitor.create(
             {"Image": image, "Cmd": ["/bin/sh"], "Labels": self.labels}
         )
         try:
-            path = "/etc/os-release"
             for _ in range(4):
                 data = await self._api.fetch(
                     "GET", f"/containers/{container}/archive", query={"path": path}
@@ -225,7 +251,8 @@ class Images:
             await self._janitor.discard(container)
         return b""
 
-    async def _pull(self, image: str, progress: Progress) -> None:
+    async def pull(self, image: str, progress: Progress) -> None:
+        """Errors: DataError (there is no such image), BusyError (it cannot be fetched now)."""
         loop = asyncio.get_running_loop()
         given_up = threading.Event()
 
@@ -241,13 +268,7 @@ class Images:
     def _pull_here(self, image: str, tell: Progress, given_up: threading.Event) -> None:
         """In a thread: it notices that it is not wanted any more with the next word it hears."""
         try:
-            client = docker.APIClient(
-                base_url=self._api.host,
-                version=self._api.version,
-                timeout=_STALL,
-                use_ssh_client=True,
-            )
-            try:
+            with self._client(image) as client:
                 for event in client.pull(*_split(image), stream=True, decode=True):
                     if given_up.is_set():
                         return
@@ -255,8 +276,33 @@ class Images:
                         raise _not_pulled(image, event["error"])
                     if line := _line(event):
                         tell(line)
-            finally:
-                client.close()
+        except RuntimeError as error:  # the loop that `tell` tells is gone
+            if not given_up.is_set():
+                raise EngineError(f"image {image!r} cannot be fetched: {error}") from error
+
+    async def ask(self, image: str) -> str:
+        """The digest that its registry has for it now. Errors: as `pull`."""
+
+        def here() -> str:
+            with self._client(image) as client:
+                found = client.inspect_distribution(image)  # type: ignore[no-untyped-call]
+                return str(found["Descriptor"]["digest"])
+
+        async with self._api.bounded(2 * _STALL):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, here)
+
+    @contextmanager
+    def _client(self, image: str) -> Iterator[docker.APIClient]:
+        """In a thread. What goes wrong is told as what it means for `image`."""
+        try:
+            client = docker.APIClient(
+                base_url=self._api.host,
+                version=self._api.version,
+                timeout=_STALL,
+                use_ssh_client=True,
+            )
+            with closing(client):
+                yield client
         except docker.errors.NotFound as error:
             raise _not_there(image, error.explanation or "") from error
         except docker.errors.APIError as error:
@@ -267,9 +313,6 @@ class Images:
             ) from error
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
             raise unreachable(self._api.host, error) from error
-        except RuntimeError as error:  # the loop that `tell` tells is gone
-            if not given_up.is_set():
-                raise EngineError(f"image {image!r} cannot be fetched: {error}") from error
 
 
 def repository(instance: str) -> str:
@@ -278,6 +321,10 @@ def repository(instance: str) -> str:
     if not _REPOSITORY.fullmatch(name) or len(name) > 64:
         name = hashlib.sha256(name.encode()).hexdigest()[:16]
     return f"cmdsvc-{name}"
+
+
+def _path(image: str, what: str = "") -> str:
+    return f"/images/{quote(image, safe=':/@')}{what}"
 
 
 def _imported_tag(source: str) -> str:
@@ -329,7 +376,7 @@ def _line(event: Mapping[str, Any]) -> str:
 def _not_there(image: str, words: str) -> DataError:
     return DataError(
         f"image {image!r} cannot be had: {printable(words)[:300]}",
-        "check the tag on the first line",
+        "check its name and its tag",
     )
 
 

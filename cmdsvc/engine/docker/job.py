@@ -1,4 +1,4 @@
-"""A run in its container."""
+"""A run in its container: as the first program there, or handed to one that waited for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 from cmdsvc.engine import Usage
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.janitor import Janitor
-from cmdsvc.engine.docker.sandbox import Handed, resize
+from cmdsvc.engine.docker.sandbox import Attached, Handed, resize
 from cmdsvc.engine.docker.waiter import GROUP, Trailer
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Outcome, Reason
@@ -47,18 +47,18 @@ _NUMBERS: Final = frozenset(int(number) for number in Signals)
 
 
 class DockerJob:
-    """Implements `cmdsvc.relay.Job`."""
+    """Implements `cmdsvc.relay.Job`, for a container whose only business is the run."""
+
+    _find = "whom=-1;"
+    """Shell text that sets `whom` to what kill(1) takes for the program and what it began."""
 
     def __init__(
-        self, api: Api, janitor: Janitor, handed: Handed, closed: Callable[[DockerJob], None]
+        self, api: Api, janitor: Janitor, attached: Attached, closed: Callable[[DockerJob], None]
     ) -> None:
         self._api = api
         self._janitor = janitor
-        self._waiting = handed.waiting
-        self._container = handed.waiting.container
-        self._ahead = handed.ahead
-        streams = (1,) if handed.waiting.terminal else (1, 2)
-        self._trailers = {fd: Trailer(handed.nonce) for fd in streams}
+        self._attached = attached
+        self._container = attached.container
         self._closed = closed
         self._in_line = False
         self._killed = False
@@ -69,20 +69,20 @@ class DockerJob:
     async def send(self, data: bytes) -> None:
         if data and not self._over:
             self._in_line = not data.endswith((b"\n", b"\r"))
-            await self._waiting.stream.write(data)
+            await self._attached.stream.write(data)
 
     async def send_eof(self) -> None:
         if self._over:
             return
-        if self._waiting.terminal:
+        if self._attached.terminal:
             # As typed: closing the stream would end the output too. In a line the first one only
             # hands over what was typed of it.
-            await self._waiting.stream.write(_END_OF_FILE * (2 if self._in_line else 1))
+            await self._attached.stream.write(_END_OF_FILE * (2 if self._in_line else 1))
         else:
-            self._waiting.stream.write_eof()
+            self._attached.stream.write_eof()
 
     async def resize(self, columns: int, rows: int) -> None:
-        if self._waiting.terminal and not self._over:
+        if self._attached.terminal and not self._over:
             with suppress(ApiError):  # it has just ended
                 await resize(self._api, self._container, columns, rows)
 
@@ -97,16 +97,10 @@ class DockerJob:
                 await self._signal_inside(name)
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
-        if self._ahead and (data := self._trailers[1].feed(self._ahead)):
-            yield 1, data
-        while self._status is None and (piece := await self._waiting.frames.next()):
-            fd, data = piece
-            if fd in self._trailers and (data := self._trailers[fd].feed(data)):
-                yield fd, data
-        for fd, trailer in self._trailers.items():
-            if data := trailer.rest():
-                yield fd, data
-        self._waiting.stream.close()  # lets go whoever waits for the program to read
+        while piece := await self._attached.frames.next():
+            if piece[0] in (1, 2):
+                yield piece
+        self._attached.stream.close()  # lets go whoever waits for the program to read
 
     async def wait(self) -> Outcome:
         if self._outcome is None:
@@ -136,10 +130,8 @@ class DockerJob:
 
     @property
     def _status(self) -> int | None:
-        """The program's, told by the waiter: once on every stream, for they are not in step."""
-        if any(trailer.status is None for trailer in self._trailers.values()):
-            return None
-        return self._trailers[1].status
+        """The program's, where that is known before the container's end."""
+        return None
 
     @property
     def _over(self) -> bool:
@@ -155,7 +147,7 @@ class DockerJob:
                 except EngineError as error:
                     log.warning("run in %s could not be killed: %s", self._container[:12], error)
         finally:
-            self._waiting.stream.close()
+            self._attached.stream.close()
             self._closed(self)
             await self._janitor.discard(self._container)
 
@@ -166,19 +158,17 @@ class DockerJob:
         if status is None:
             status = await self._ended()
         if status == 137 and await self._out_of_memory():
-            return Outcome(137, Reason.MEMORY, "out of memory")
+            return Outcome(137, Reason.MEMORY, "out of memory; let it use less")
         reason = Reason.SIGNAL if status - 128 in _NUMBERS else Reason.EXIT
         return Outcome(status, reason)
 
     async def _ended(self) -> int:
-        """The container's own status, where the waiter could not tell the program's."""
+        """The container's own status."""
         try:
             status = int((await self._call("wait"))["StatusCode"])
         except ApiError as error:
             raise _lost() from error
         self._gone = True
-        if status == 125:
-            raise EngineError("the sandbox could not take the run", "try again")
         if status == 137 and not self._killed and await self._killed_by_engine():
             raise _lost()
         return status
@@ -223,7 +213,8 @@ class DockerJob:
         return dict(state["State"])
 
     async def _signal_inside(self, name: str) -> None:
-        script = f'read -r group <{GROUP} && kill -s {name} -- "-$group"'
+        """Where the image has a shell."""
+        script = f"{self._find} kill -s {name} -- $whom"
         made = await self._api.call(
             "POST",
             f"/containers/{self._container}/exec",
@@ -235,6 +226,45 @@ class DockerJob:
         return await self._api.call(
             "POST", f"/containers/{self._container}/{what}", query=query, timeout=timeout
         )
+
+
+class HandedJob(DockerJob):
+    """For a container that waited for its run: that program's end is told by the waiter."""
+
+    _find = f'read -r group <{GROUP} && whom="-$group" &&'
+
+    def __init__(
+        self, api: Api, janitor: Janitor, handed: Handed, closed: Callable[[DockerJob], None]
+    ) -> None:
+        super().__init__(api, janitor, handed.attached, closed)
+        self._ahead = handed.ahead
+        streams = (1,) if handed.attached.terminal else (1, 2)
+        self._trailers = {fd: Trailer(handed.nonce) for fd in streams}
+
+    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        if self._ahead and (data := self._trailers[1].feed(self._ahead)):
+            yield 1, data
+        while self._status is None and (piece := await self._attached.frames.next()):
+            fd, data = piece
+            if fd in self._trailers and (data := self._trailers[fd].feed(data)):
+                yield fd, data
+        for fd, trailer in self._trailers.items():
+            if data := trailer.rest():
+                yield fd, data
+        self._attached.stream.close()  # lets go whoever waits for the program to read
+
+    @property
+    def _status(self) -> int | None:
+        """Told once on every stream, for they are not in step."""
+        if any(trailer.status is None for trailer in self._trailers.values()):
+            return None
+        return self._trailers[1].status
+
+    async def _ended(self) -> int:
+        status = await super()._ended()
+        if status == 125:
+            raise EngineError("the sandbox could not take the run", "try again")
+        return status
 
 
 def _lost() -> EngineError:

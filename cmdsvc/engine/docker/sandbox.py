@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cmdsvc.engine import Invocation
-from cmdsvc.engine.docker.http import Api, Stream
+from cmdsvc.engine.docker.http import Api, ApiError, Stream
 from cmdsvc.engine.docker.seccomp import profile
 from cmdsvc.engine.docker.waiter import FOLDER, GO, READY, WAITER, hand_over
 from cmdsvc.errors import EngineError
@@ -88,8 +89,8 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A started container that waits for its run."""
+class Attached:
+    """A started container, and the way to its first program's streams."""
 
     container: str
     stream: Stream
@@ -99,9 +100,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A container that was given its run."""
+    """A container that waited, and was given its run."""
 
-    waiting: Waiting
+    attached: Attached
     nonce: bytes
     """Begins the trailer that tells the program's status."""
     ahead: bytes
@@ -114,21 +115,44 @@ def description(
     cpus: float,
     mounts: Sequence[Mapping[str, Any]] = (),
 ) -> Mapping[str, Any]:
-    """What to make a container from; `cpus` is how many the engine has."""
+    """What to make a container from that waits; `cpus` is how many the engine has."""
+    owner = f"uid={NOBODY},gid={NOBODY}"
+    work = f"exec,nosuid,nodev,size={int(shape.limits.disk * _SHARE)}"
+    folders = {
+        FOLDER: f"exec,nosuid,nodev,size={shape.script_room},mode=0755,{owner}",
+        WORK_DIR.decode(): f"{work},mode=0755,{owner}",
+        "/tmp": f"{work},mode=1777",  # noqa: S108 - the container's
+    }
+    return {
+        **isolated(shape, labels, cpus, folders, mounts),
+        "Entrypoint": ["/bin/sh", "-c", WAITER],
+        "Cmd": [],
+        # The init passes a signal on to the whole process group.
+        "Env": ["TINI_KILL_PROCESS_GROUP=1", f"PATH={SEARCH_PATH.decode()}"],
+        "User": f"{NOBODY}:{NOBODY}",
+        "WorkingDir": WORK_DIR.decode(),
+    }
+
+
+def isolated(
+    shape: Shape,
+    labels: Mapping[str, str],
+    cpus: float,
+    folders: Mapping[str, str],
+    mounts: Sequence[Mapping[str, Any]],
+) -> Mapping[str, Any]:
+    """All of a container's description but for what it runs, as whom and where.
+
+    `folders` are the writable ones, each with the options of its tmpfs.
+    """
     limits = shape.limits
     memory = max(limits.memory, _LEAST_MEMORY)
-    owner = f"uid={NOBODY},gid={NOBODY}"
-    work = f"exec,nosuid,nodev,size={int(limits.disk * _SHARE)}"
     host = {
         "Init": True,
         "NetworkMode": shape.network,
         "LogConfig": {"Type": "none"},
         "ReadonlyRootfs": True,
-        "Tmpfs": {
-            FOLDER: f"exec,nosuid,nodev,size={shape.script_room},mode=0755,{owner}",
-            WORK_DIR.decode(): f"{work},mode=0755,{owner}",
-            "/tmp": f"{work},mode=1777",  # noqa: S108 - the container's
-        },
+        "Tmpfs": dict(folders),
         "ShmSize": int(limits.disk * (1 - 2 * _SHARE)),
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", f"seccomp={_SECCOMP}"],
@@ -143,12 +167,6 @@ def description(
         host["Runtime"] = shape.runtime
     return {
         "Image": shape.image,
-        "Entrypoint": ["/bin/sh", "-c", WAITER],
-        "Cmd": [],
-        # The init passes a signal on to the whole process group.
-        "Env": ["TINI_KILL_PROCESS_GROUP=1", f"PATH={SEARCH_PATH.decode()}"],
-        "User": f"{NOBODY}:{NOBODY}",
-        "WorkingDir": WORK_DIR.decode(),
         "Labels": dict(labels),
         "Tty": shape.terminal,
         "OpenStdin": True,
@@ -161,8 +179,19 @@ def description(
     }
 
 
-async def start(api: Api, container: str, shape: Shape, terminal: Terminal | None) -> Waiting:
+async def start(api: Api, container: str, shape: Shape, terminal: Terminal | None) -> Attached:
     """Starts it; returns when it can be handed a run."""
+    waiting = await attach(api, container, shape, terminal)
+    try:
+        await _expect(api, waiting.frames, READY)
+    except BaseException:
+        waiting.stream.close()
+        raise
+    return waiting
+
+
+async def attach(api: Api, container: str, shape: Shape, terminal: Terminal | None) -> Attached:
+    """Starts it."""
     stream = await api.upgrade(
         f"/containers/{container}/attach",
         query={
@@ -176,16 +205,16 @@ async def start(api: Api, container: str, shape: Shape, terminal: Terminal | Non
     try:
         await api.call("POST", f"/containers/{container}/start", timeout=START_TIMEOUT)
         if terminal is not None:
-            await resize(api, container, terminal.columns, terminal.rows)
-        frames = Frames(stream, terminal=shape.terminal)
-        await _expect(api, frames, READY)
+            with suppress(ApiError):  # it has just ended
+                await resize(api, container, terminal.columns, terminal.rows)
     except BaseException:
         stream.close()
         raise
-    return Waiting(container, stream, frames, shape.terminal)
+    frames = Frames(stream, terminal=shape.terminal)
+    return Attached(container, stream, frames, shape.terminal)
 
 
-async def give(api: Api, waiting: Waiting, invocation: Invocation) -> Handed:
+async def give(api: Api, waiting: Attached, invocation: Invocation) -> Handed:
     """Hands the run over: from now on the stream's input is the program's."""
     nonce = secrets.token_hex(16).encode()
     data = hand_over(invocation.argv, invocation.env, invocation.script, nonce)

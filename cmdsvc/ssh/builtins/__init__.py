@@ -6,8 +6,9 @@ import difflib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
+from cmdsvc.access import Action, Verdict, may
 from cmdsvc.errors import BusyError, ForbiddenError, UsageError, printable
-from cmdsvc.model import Identity, Outcome, Terminal, Via
+from cmdsvc.model import Identity, Outcome, Terminal
 from cmdsvc.relay import Caller
 from cmdsvc.service.runs import Request
 from cmdsvc.ssh.builtins import (
@@ -21,6 +22,7 @@ from cmdsvc.ssh.builtins import (
     help_,
     history,
     hooks,
+    import_,
     keys,
     kill,
     logs,
@@ -51,6 +53,7 @@ BUILTINS: dict[str, Builtin] = {
         source,
         history,
         rollback,
+        import_,
         ls,
         delete,
         env,
@@ -90,7 +93,7 @@ async def dispatch(
             f"no builtin {printable(words[0])[:80]}",
             f"did you mean {near[0]}?" if near else "see :help",
         )
-    if identity.via is Via.TOKEN:
+    if may(identity, Action.CREATE) is not Verdict.ALLOWED:
         raise ForbiddenError("a token only runs commands", "log in with a key")
     if services.runs.draining:
         raise BusyError("the service is shutting down", "try again in a minute")
@@ -102,7 +105,7 @@ async def dispatch(
     if len(own) > WORDS or sum(map(len, own)) > CHARACTERS:
         raise UsageError("too many words for a builtin", "what is long goes to its stdin")
     helping = "--help" in own
-    options = Namespace() if helping else parser.parse_args(own)
+    options = Namespace() if helping else parser.parse_intermixed_args(own)
     options.rest = rest
     call = Call(identity, services, caller, terminal, options, request)
     if helping:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from cmdsvc.errors import UsageError
 from cmdsvc.ssh.verbs import Builtin, Call, Parser, granted, grants
 
 
 def _arguments(parser: Parser) -> None:
     grants(parser, "S", "a user, a token (or its id), or public")
+    parser.add_argument("--now", action="store_true", help="end their runs of it too; for revoke")
 
 
 async def _run(call: Call) -> int:
     sharing, options = call.services.sharing, call.options
     subjects = granted(options)
+    if options.now and options.what != "revoke":
+        raise UsageError("--now is for revoke", "see :access --help")
     match options.what:
         case "grant":
             await sharing.grant(call.identity, options.name, subjects)
         case "revoke":
-            await sharing.revoke(call.identity, options.name, subjects)
+            command, gone = await sharing.revoke(call.identity, options.name, subjects)
+            for subject in gone if options.now else ():
+                await call.services.runs.stop(
+                    subject, by=call.identity.user, command=command.full_name
+                )
         case _:
             listed = await sharing.access(call.identity, options.name)
             await call.table(("name",), [(subject,) for subject in listed])

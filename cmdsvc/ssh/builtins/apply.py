@@ -7,6 +7,11 @@ from cmdsvc.ssh.verbs import Builtin, Call, Parser
 
 def _arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME")
+    parser.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="fetch the base and install the packages again, changed or not",
+    )
     parser.add_argument("stdin", nargs="?", choices=["-"], help="the source is on stdin (always)")
 
 
@@ -14,9 +19,9 @@ async def _run(call: Call) -> int:
     source = await call.source()
     async with call.progress() as progress:
         applied, command = await call.services.versions.apply(
-            call.identity, call.options.name, source, progress
+            call.identity, call.options.name, source, progress, rebuild=call.options.rebuild
         )
-    await call.err(f"{applied} {command.name}\n")
+    await call.err(f"{applied} {command.name}{', rebuilt' if call.options.rebuild else ''}\n")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cmdsvc.errors import printable
 from cmdsvc.ssh.verbs import Builtin, Call, Parser
 
@@ -26,21 +28,21 @@ async def _run(call: Call) -> int:
         elif diff:
             await call.caller.write(1, diff)
         return 0
-    history = await versions.history(call.identity, options.name)
-    await call.table(
-        ("version", "created", "author", "digest", "bytes", "current"),
-        [
-            (
-                v.number,
-                f"{v.created_at:%Y-%m-%dT%H:%M:%SZ}",
-                v.author,
-                v.digest[:DIGEST],
-                v.size,
-                v.current if options.json else "*" if v.current else "",
-            )
-            for v in history
-        ],
-    )
+    columns: Sequence[str] = ("version", "created", "author", "digest", "bytes", "current")
+    rows: list[tuple[object, ...]] = [
+        (
+            v.number,
+            f"{v.created_at:%Y-%m-%dT%H:%M:%SZ}",
+            v.author,
+            v.digest[:DIGEST],
+            v.size,
+            v.current if options.json else "*" if v.current else "",
+        )
+        for v in await versions.history(call.identity, options.name)
+    ]
+    if options.json:  # as in every other listing; each line would begin with it
+        columns, rows = ("name", *columns), [(options.name, *row) for row in rows]
+    await call.table(columns, rows)
     return 0
 
 

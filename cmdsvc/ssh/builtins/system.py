@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from cmdsvc.errors import UsageError
 from cmdsvc.ssh.verbs import Builtin, Call, Parser, spell_size
 
 MOST = 1000
 SIZES = frozenset({"free"})
+DIGEST = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")
 
 
 def _arguments(parser: Parser) -> None:
@@ -57,7 +60,13 @@ async def _df(call: Call) -> None:
     await call.table(
         ("name", "kind", "count", "own", "shared"),
         [
-            (one.name, one.kind, one.count, _size(call, one.size), _size(call, one.shared))
+            (
+                _name(call, one.name),
+                one.kind,
+                one.count,
+                _size(call, one.size),
+                _size(call, one.shared),
+            )
             for one in await call.services.keeping.df(call.identity)
         ],
     )
@@ -68,7 +77,7 @@ async def _prune(call: Call) -> None:
     freed = await call.services.keeping.prune(call.identity, dry_run=dry_run)
     await call.table(
         ("name", "kind", "count", "freed"),
-        [(one.name, one.kind, one.count, _size(call, one.size)) for one in freed],
+        [(_name(call, one.name), one.kind, one.count, _size(call, one.size)) for one in freed],
     )
     size = spell_size(sum(one.size for one in freed))
     await call.err(f"would free {size}\n" if dry_run else f"freed {size}\n")
@@ -85,6 +94,11 @@ async def _log(call: Call) -> None:
             for e in await call.services.keeping.log(call.identity, number)
         ],
     )
+
+
+def _name(call: Call, name: str) -> str:
+    """On a terminal a digest's beginning, so that there is room for the sizes beside it."""
+    return DIGEST.sub(r"\1", name) if call.terminal and not call.options.json else name
 
 
 def _size(call: Call, size: int) -> int | str:

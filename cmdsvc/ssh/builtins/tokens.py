@@ -19,6 +19,12 @@ def _arguments(parser: Parser) -> None:
 
 async def _run(call: Call) -> int:
     sharing, options = call.services.sharing, call.options
+    if options.what == "ls" and options.subject is not None:
+        raise UsageError("ls takes nothing more", "see :tokens --help")
+    if options.ttl is not None and options.what != "new":
+        raise UsageError("--ttl is for new", "see :tokens --help")
+    if options.now and options.what != "rm":
+        raise UsageError("--now is for rm", "see :tokens --help")
     match options.what:
         case "new":
             description = options.subject or ""
@@ -31,7 +37,7 @@ async def _run(call: Call) -> int:
             await call.out(f"{text}\n")
         case "rm":
             if options.subject is None:
-                raise UsageError("which token?", "see :tokens")
+                raise UsageError("it does not say which token", "see :tokens")
             id_ = await sharing.remove_token(call.identity, options.subject)
             if options.now:
                 await call.services.runs.stop(id_, by=call.identity.user)
@@ -71,7 +77,7 @@ def _when(moment: datetime | None) -> str:
 BUILTIN = Builtin(
     verb=":tokens",
     summary="Make, list and remove access tokens; one runs only what :access grants it.",
-    example='ssh HOST :tokens new "nightly build" --ttl 90d',
+    example="ssh HOST :tokens new nightly --ttl 90d",
     run=_run,
     arguments=_arguments,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -31,6 +31,8 @@ from cmdsvc.store.sql.part import Part, bounded, moment, number
 INSERT_RUN = insert(runs)
 END_RUN = update(runs).where(runs.c.id == bindparam("of_run"), runs.c.ended_at.is_(None))
 END_ALL = update(runs).where(runs.c.server == bindparam("of_server"), runs.c.ended_at.is_(None))
+END_EVERY = update(runs).where(runs.c.ended_at.is_(None))
+LOST = Outcome(70, Reason.LOST, "the server stopped while this ran; start it again")
 
 _COLUMNS = (
     runs.c.id,
@@ -137,8 +139,7 @@ class Runs(Part):
         await self._database.record(END_RUN, {"of_run": run_id, **_end(ended_at, outcome)})
 
     async def mark_lost(self, now: datetime) -> int:
-        lost = Outcome(70, Reason.LOST, "the server stopped while this ran")
-        values = {"of_server": self._server, **_end(now, lost)}
+        values = {"of_server": self._server, **_end(now, LOST)}
 
         async def work(connection: AsyncConnection) -> int:
             await connection.execute(answers.END_ALL, {"of_server": self._server})
@@ -181,6 +182,11 @@ class Runs(Part):
         owner, _, name = command.partition("/")
         key = {"of_user": user, "of_owner": owner, "of_name": name}
         return bool(await self._database.read(ADMINISTERS, key))
+
+
+async def all_lost(connection: AsyncConnection) -> None:
+    """Ends, as lost, every run that has no end, whatever server it was of."""
+    await connection.execute(END_EVERY, _end(datetime.now(UTC), LOST))
 
 
 def _owner(command: str) -> str:

@@ -1,0 +1,30 @@
+"""What the pages on sharing show is what happens."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests import transcript
+from tests.e2e.service_lab import Service
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+SAYS = '#!cmd alpine\n#!/bin/sh\necho "{}, $CMD_USER"\n'
+
+
+def test_sharing(own_service: Service, tmp_path: Path):
+    for user in ("bob", "carol"):
+        own_service.add_user(user)
+    shutil.copy(own_service.key("bob"), tmp_path / "bob")
+    (tmp_path / "news.sh").write_text(SAYS.format("nothing new"))
+    (tmp_path / "better.sh").write_text(SAYS.format("a little"))
+    own_service.start()
+    assert transcript.run((DOCS / "sharing.md").read_text(), own_service, tmp_path) == 19
+    assert (tmp_path / "echo.sh").read_text().startswith("#!cmd alpine\n")
+
+
+def test_tokens(own_service: Service, tmp_path: Path):
+    (tmp_path / "deploy.sh").write_text('#!cmd alpine\n#!/bin/sh\necho "deployed for $CMD_USER"\n')
+    own_service.start()
+    assert transcript.run((DOCS / "tokens.md").read_text(), own_service, tmp_path) == 10
