@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import stat
@@ -202,7 +203,7 @@ class TestKeyRing:
         (users / "ann.pub").write_bytes(f"{line} {comment}\n".encode(errors="surrogateescape"))
         assert ring.owner(A) == "ann"
 
-    @pytest.mark.parametrize("line", NOT_KEYS)
+    @pytest.mark.parametrize("line", NOT_KEYS, ids=itertools.count())
     def test_lines_with_options_or_without_a_key_are_skipped(
         self, line: str, ring: KeyRing, users: Path, caplog: pytest.LogCaptureFixture
     ):
@@ -214,7 +215,7 @@ class TestKeyRing:
             "ann.pub, line 2: not a public key, or an option that is not known here; skipped"
         ]
 
-    @pytest.mark.parametrize("line", WITH_OPTIONS)
+    @pytest.mark.parametrize("line", WITH_OPTIONS, ids=itertools.count())
     def test_options_come_with_the_key(self, line: str, ring: KeyRing, users: Path):
         (users / "ann.pub").write_text(f"{line}\n{LINE}\n")
         owner, lines = ring.lines(A.public_data)
@@ -338,7 +339,7 @@ class TestAddUser:
         assert add_user(tmp_path, "ann", line) == 1
         assert add_user(tmp_path, "ann", line) == 0
 
-    @pytest.mark.parametrize("line", NOT_KEYS + WITH_OPTIONS)
+    @pytest.mark.parametrize("line", NOT_KEYS + WITH_OPTIONS, ids=itertools.count())
     def test_garbage_is_refused_and_nothing_is_written(self, line: str, tmp_path: Path):
         with pytest.raises(UsageError, match="not a public key") as caught:
             add_user(tmp_path, "ann", f"{line_of(B)}\n{line}\n")
@@ -477,6 +478,7 @@ class TestHostKey:
         "content",
         [b"", b"garbage\n", A.export_private_key()[:100], A.export_public_key(),
          A.export_private_key("pkcs8-pem", passphrase="secret")],
+        ids=itertools.count(),
     )  # fmt: skip
     def test_a_broken_file(self, content: bytes, tmp_path: Path):
         path = tmp_path / "ssh_host_ed25519_key"
