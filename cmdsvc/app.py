@@ -89,6 +89,7 @@ def web_settings(settings: Settings) -> WebSettings:
         folder=settings.data_dir.absolute(),
         certificate=certificate,
         proxies=settings.trusted_proxies,
+        metrics_token=settings.metrics_token.get_secret_value(),
     )
 
 
@@ -227,6 +228,7 @@ async def serve(settings: Settings) -> int:
             runs,
             most=min(MOST, max(1, min(settings.max_runs, settings.max_runs_per_user) // 2)),
             attempted=figures.attempted,
+            failed=figures.failed,
         )
         stack.push_async_callback(deliveries.aclose)
         stack.push_async_callback(runs.aclose)
@@ -299,6 +301,8 @@ async def serve(settings: Settings) -> int:
                 hooks=hooks,
                 answers=Answers(store),
                 health=Health(store, engine, runs),
+                figures=lambda: figures.exposition(store, runs.admission, engine),
+                failed=figures.failed,
             ),
         )
         top.doors += [ssh.load, web.load]

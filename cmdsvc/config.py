@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -166,6 +166,8 @@ class Settings(BaseSettings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     """Of HTTP, as PEM; both or none."""
+    metrics_token: SecretStr = SecretStr("")
+    """Who wants the figures has to say it; "" where nobody has to."""
     trusted_proxies: Networks = ()
     """Addresses and networks of proxies that say truly who their client is."""
     max_connections: Annotated[int, Field(gt=0)] = 1000

@@ -73,7 +73,10 @@ class Sender:
 
 
 class Deliveries:
-    """`most` run at once, half of them for one owner; `attempted` is told of each attempt."""
+    """`most` run at once, half of them for one owner.
+
+    `attempted` is told of each attempt, `failed` of what the store could not do.
+    """
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Deliveries:
         lease: float = LEASE,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         attempted: Callable[[Door, State], None] = lambda _door, _state: None,
+        failed: Callable[[BaseException], None] = lambda _error: None,
     ) -> None:
         self._store = store
         self._runs = runs
@@ -92,6 +96,7 @@ class Deliveries:
         self._lease = timedelta(seconds=lease)
         self._now = now
         self._attempted = attempted
+        self._failed = failed
         self._going: dict[asyncio.Task[None], Delivery] = {}
         self._changed = asyncio.Event()
         self._stopping = False
@@ -139,8 +144,9 @@ class Deliveries:
             self._changed.clear()
             try:
                 pause = await self._take_due()
-            except Exception:
+            except Exception as error:
                 log.exception("deliveries could not be taken")
+                self._failed(error)
                 self._unsure = True
                 pause = SOON
             with contextlib.suppress(TimeoutError):
@@ -186,8 +192,9 @@ class Deliveries:
             if held:
                 try:
                     await self._store.renew(held, self._now() + self._lease)
-                except Exception:  # there are two more times before it runs out
+                except Exception as error:  # there are two more times before it runs out
                     log.exception("deliveries could not be held")
+                    self._failed(error)
 
     async def _deliver(self, delivery: Delivery) -> None:
         request = _request(delivery)
@@ -221,6 +228,7 @@ class Deliveries:
             pause = _around(FIRST_PAUSE)
             return End(State.WAITING, error.exit_status, str(error), pause, uncounted=True)
         except CmdError as error:
+            self._failed(error)
             again = isinstance(error, EngineError | InternalError) or delivery.retry_any
             return _failed(delivery, error.exit_status, str(error), again=again)
         except Exception:
@@ -242,8 +250,9 @@ class Deliveries:
                     message=end.message,
                     uncounted=end.uncounted,
                 )
-            except CmdError:
+            except CmdError as error:
                 log.exception("a delivery's end was not recorded")
+                self._failed(error)
                 if self._stopping:
                     return
                 await asyncio.sleep(SOON)

@@ -6,24 +6,27 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from math import nan
 from time import monotonic
+from weakref import WeakSet
 
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
 from cmdsvc import __version__
-from cmdsvc.errors import CmdError, EngineError, InternalError
-from cmdsvc.model import Door, Outcome, State
+from cmdsvc.engine import Engine
+from cmdsvc.errors import BusyError, CmdError, EngineError, InternalError
+from cmdsvc.model import Door, Outcome, Reason, State
 from cmdsvc.service.admission import Admission
-from cmdsvc.store import Store
+from cmdsvc.store import Backlog, Store
 
 MILLISECONDS = (
     *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
@@ -32,13 +35,24 @@ MILLISECONDS = (
 """Bounds in seconds: close together where runs begin."""
 SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+FRESH = 1.0
+"""Seconds that what the store counted holds: anybody may ask, and it has other work."""
+PATIENCE = 5.0
+"""Seconds that it has."""
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""https://prometheus.io/docs/instrumenting/exposition_formats/, which every version reads."""
 
 
 class Figures:
-    """No label has a value that a caller can choose."""
+    """No label has a value that a caller can choose.
+
+    What can be counted is there from the start, at zero: of a series that begins with 1,
+    Prometheus' rate() does not see that first one.
+    """
 
     def __init__(self, engine: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, of no use
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -69,7 +83,7 @@ class Figures:
         )
         self._queue = Histogram(
             "cmdsvc_queue_wait_seconds",
-            "How long runs waited that had to wait for others.",
+            "How long runs waited for others, of those that had to and then began.",
             buckets=MILLISECONDS,
             registry=registry,
         )
@@ -89,15 +103,28 @@ class Figures:
         self._errors = Counter(
             "cmdsvc_errors", "What failed that should not.", ["part"], registry=registry
         )
+        self._counted: WeakSet[BaseException] = WeakSet()
         for part in ("engine", "store"):
             self._errors.labels(part)
+        for door in Door:
+            self._refused.labels(door, BusyError.exit_status)
+            for reason in Reason:
+                self._runs.labels(door, reason, engine)
         self._attempts = Counter(
             "cmdsvc_delivery_attempts",
             "Attempts at deliveries, by what then became of the delivery.",
             ["door", "state"],
             registry=registry,
         )
+        for door in (Door.HOOK, Door.SCHEDULE):
+            for state in (State.DONE, State.WAITING, State.FAILED):
+                self._attempts.labels(door, state)
         self._running = Gauge("cmdsvc_sandboxes_running", "Runs that go on.", registry=registry)
+        self._warm = Gauge(
+            "cmdsvc_sandboxes_warm",
+            "Sandboxes that are made and wait for a run.",
+            registry=registry,
+        )
         self._waiting = Gauge(
             "cmdsvc_runs_waiting", "Runs that wait for others.", registry=registry
         )
@@ -109,6 +136,9 @@ class Figures:
             "How long the oldest delivery waits.",
             registry=registry,
         )
+        self._backlog: Backlog | None = None
+        self._looked = -FRESH
+        self._looking = asyncio.Lock()
 
     def ended(self, door: Door, outcome: Outcome, seconds: float, first_byte: float | None) -> None:
         """A run; `first_byte` in seconds too, None where it wrote nothing."""
@@ -122,16 +152,19 @@ class Figures:
         self._refused.labels(door, error.exit_status).inc()
 
     def failed(self, error: BaseException) -> None:
-        """Counts what is the engine's or the store's fault, and nothing else."""
-        if isinstance(error, EngineError):
-            self._errors.labels("engine").inc()
-        elif isinstance(error, InternalError):
-            self._errors.labels("store").inc()
+        """Counts what was the engine's or the store's fault, or was caused by it; each only once."""
+        for one in (error, error.__cause__):
+            if not isinstance(one, EngineError | InternalError) or one in self._counted:
+                continue
+            self._counted.add(one)
+            self._errors.labels("engine" if isinstance(one, EngineError) else "store").inc()
 
     def attempted(self, door: Door, state: State) -> None:
+        """A delivery, and what became of it by that."""
         self._attempts.labels(door, state).inc()
 
     def waited(self, seconds: float) -> None:
+        """A run that could begin only then."""
         self._queue.observe(seconds)
 
     @contextmanager
@@ -149,20 +182,34 @@ class Figures:
         finally:
             self._builds.labels(outcome, self._engine).observe(monotonic() - begun)
 
-    async def exposition(self, store: Store, admission: Admission) -> bytes:
+    async def exposition(self, store: Store, admission: Admission, engine: Engine) -> bytes:
         """All of it in Prometheus' text format. What the store cannot tell now is left out."""
-        self._running.set(admission.running)
-        self._waiting.set(admission.waiting)
+        async with self._looking:
+            if monotonic() - self._looked >= FRESH:
+                await self._look(store)
+                self._looked = monotonic()
+            self._running.set(admission.running)
+            self._waiting.set(admission.waiting)
+            self._warm.set(engine.warm)
+            self._tell(self._backlog)
+            return await asyncio.to_thread(generate_latest, self._registry)
+
+    async def _look(self, store: Store) -> None:
         try:
-            backlog = await store.backlog()
-        except CmdError as error:
-            self.failed(error)
+            async with asyncio.timeout(PATIENCE):
+                self._backlog = await store.backlog()
+        except (CmdError, TimeoutError):
+            self._errors.labels("store").inc()
+            self._backlog = None
+
+    def _tell(self, backlog: Backlog | None) -> None:
+        if backlog is None:
             self._deliveries.clear()
-        else:
-            self._deliveries.labels(State.WAITING).set(backlog.waiting)
-            self._deliveries.labels(State.RUNNING).set(backlog.running)
-            self._deliveries.labels(State.FAILED).set(backlog.failed)
-            now = datetime.now(UTC)
-            oldest = (now - backlog.oldest).total_seconds() if backlog.oldest else 0.0
-            self._oldest.set(max(0.0, oldest))
-        return await asyncio.to_thread(generate_latest, self._registry)
+            self._oldest.set(nan)
+            return
+        self._deliveries.labels(State.WAITING).set(backlog.waiting)
+        self._deliveries.labels(State.RUNNING).set(backlog.running)
+        self._deliveries.labels(State.FAILED).set(backlog.failed)
+        now = datetime.now(UTC)
+        oldest = (now - backlog.oldest).total_seconds() if backlog.oldest else 0.0
+        self._oldest.set(max(0.0, oldest))

@@ -40,6 +40,11 @@ class Asked:
         """Of all headers of that name (in lower case)."""
         return [value for key, value in self.headers if key == name]
 
+    def words(self, name: bytes) -> list[str]:
+        """Of all headers of that name, as one list."""
+        found = b",".join(self.values(name)).decode("latin-1").split(",")
+        return [word.strip() for word in found if word.strip()]
+
     @property
     def framed(self) -> bool:
         """Whether a reply's length can be told apart from the connection's end."""

@@ -24,8 +24,10 @@ WITHHELD = frozenset(
         *(b"content-length", b"content-type"),  # these have variables of their own
     }
 )
-# W3C Trace Context, 3.2: version, trace id, parent id, flags.
-TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# W3C Trace Context, 3.2: version (not ff), trace id, parent id (neither all zero), flags.
+TRACEPARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
 
 
 @dataclass(frozen=True, slots=True)

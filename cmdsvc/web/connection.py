@@ -6,13 +6,15 @@ import asyncio
 import socket
 import struct
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
+
+from cmdsvc.relay import CallerGone
 
 HEAD_MAX = 64 << 10
 """Bytes of a request's head."""
@@ -31,8 +33,9 @@ _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-leng
 class Line:
     """A connection, for the request that came by it."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._transport = connection.transport
         self.gone = asyncio.Event()
         """The other side is not there any more, or was cut off."""
 
@@ -66,6 +69,40 @@ class Line:
             self._transport.abort()
         await self.gone.wait()
 
+    def switch(self, received: Callable[[bytes], None]) -> None:
+        """Another protocol from here on: `received` is given what comes, and what came too early."""
+        self._connection.switch(received)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def room(self) -> None:
+        """Until little is unsent. CallerGone."""
+        await self._connection.flow.drain()
+        if self.gone.is_set():
+            raise CallerGone
+
+    def hold(self, *, held: bool) -> None:
+        """Whether nothing is read from it."""
+        flow = self._connection.flow
+        (flow.pause_reading if held else flow.resume_reading)()
+
+    def end(self) -> None:
+        """Nothing more is sent; the other side is expected to close it."""
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
 
 class Connection(H11Protocol):
     """`discard`: bytes of a body that are still read after its request was answered."""
@@ -84,10 +121,11 @@ class Connection(H11Protocol):
         self._room = self._discard = discard
         self._unsent = 0
         self._since = 0.0
+        self._switched: Callable[[bytes], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.line = Line(transport)
+        self.line = Line(self)
         self.app_state = {**self.app_state, "line": self.line}
         self._set_timer()
 
@@ -96,7 +134,19 @@ class Connection(H11Protocol):
         self._stop_timer()
         self.line.gone.set()
 
+    def switch(self, received: Callable[[bytes], None]) -> None:
+        """No more HTTP: see Line.switch."""
+        self._switched = received
+        self.cycle.disconnected = True  # nothing that uvicorn does is for this client any more
+        early, _ = self.conn.trailing_data
+        if early:
+            received(early)
+        self.flow.resume_reading()
+
     def data_received(self, data: bytes) -> None:
+        if self._switched is not None:
+            self._switched(data)
+            return
         super().data_received(data)
         if self.at_work:
             self._stop_timer()
@@ -112,10 +162,6 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if not self.at_work and self.conn.their_state is h11.SEND_BODY:
             self._set_timer()
-
-    def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._stop_timer()
-        super().handle_websocket_upgrade(event)
 
     @property
     def at_work(self) -> bool:

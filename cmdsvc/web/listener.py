@@ -21,7 +21,8 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\n"
     b"connection: close\r\ncontent-length: 0\r\n\r\n"
 )
-_ALIVE = (
+_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),  # a reply is more than one write
     # Who has vanished without a word is found out within a minute.
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
@@ -106,7 +107,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         tls = self._certificate
         try:
-            for level, option, value in _ALIVE:
+            for level, option, value in _OPTIONS:
                 sock.setsockopt(level, option, value)
             if tls is None:
                 await loop.connect_accepted_socket(self._make, sock)

@@ -139,6 +139,7 @@ def document() -> dict[str, Any]:
             },
             "/healthz": {"get": _word("alive", "It is alive")},
             "/readyz": {"get": _word("ready", "It can do its work", "503")},
+            "/metrics": {"get": _word("metrics", "Its figures, as Prometheus reads them", "401")},
         },
         "components": {
             "securitySchemes": {

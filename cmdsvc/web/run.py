@@ -12,7 +12,7 @@ from cmdsvc.metadata import Http
 from cmdsvc.model import Command, Door
 from cmdsvc.service.answers import Answers, Ticket
 from cmdsvc.service.runs import Request, Runs
-from cmdsvc.web import cgi
+from cmdsvc.web import cgi, websocket
 from cmdsvc.web.asked import Asked
 from cmdsvc.web.bodies import Held, Room, Sender, received
 from cmdsvc.web.caller import HttpCaller
@@ -63,6 +63,9 @@ class RunRoute:
             raise not_allowed(asked.method, methods)
         assert where is not None  # noqa: S101 - else it was not found
         request = self._request(asked, who, where, command)
+        if websocket.wanted(asked):
+            await websocket.serve(asked, out, self._runs, request, http)
+            return
         if (asked.length or 0) > self._max_body:
             raise too_large(self._max_body)
         if detached(asked) and not who.known:

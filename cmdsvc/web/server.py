@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,8 @@ class WebSettings:
     """With its key."""
     proxies: tuple[str, ...] = ()
     """Addresses and networks of those that say truly who their client is."""
+    metrics_token: str = ""
+    """Who wants the figures has to say it; "" where nobody has to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,10 @@ class WebServices:
     hooks: Hooks
     answers: Answers
     health: Health
+    figures: Callable[[], Awaitable[bytes]]
+    """All of them, in Prometheus' text format."""
+    failed: Callable[[BaseException], None]
+    """Told of what went wrong."""
 
 
 class WebServer:
@@ -80,8 +87,10 @@ class WebServer:
                 b"runs": RunsRoute(services.runs.live, doorkeeper),
                 b"hook": HookRoute(services.hooks, max_body=settings.max_body),
                 **about.routes(services.health),
+                b"metrics": about.metrics(services.figures, settings.metrics_token),
             },
             self._proxies,
+            services.failed,
         )
         self._server = _Server(self._site, settings.max_body)
         self._serving: asyncio.Task[None] | None = None

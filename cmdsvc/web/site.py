@@ -25,11 +25,17 @@ QUIET = frozenset({b"healthz", b"readyz", b"metrics", b"openapi.json"})
 
 
 class Site:
-    """An ASGI application. `routes`: by the first segment of a path."""
+    """An ASGI application. `routes`: by the first segment of a path; `failed` is told of errors."""
 
-    def __init__(self, routes: Mapping[bytes, Route], proxies: Proxies) -> None:
+    def __init__(
+        self,
+        routes: Mapping[bytes, Route],
+        proxies: Proxies,
+        failed: Callable[[BaseException], None],
+    ) -> None:
         self._routes = routes
         self._proxies = proxies
+        self._failed = failed
         self.draining = False
         """Whether each connection ends with the reply to its next request."""
 
@@ -43,6 +49,7 @@ class Site:
         except CallerGone:
             await out.cut()
         except CmdError as error:
+            self._failed(error)
             await out.problem(error)
         except Exception:
             log.exception("a request failed", extra={"fields": {"run": out.run}})
@@ -52,8 +59,8 @@ class Site:
 
     async def _answer(self, door: bytes, asked: Asked, out: Out) -> None:
         # h11 asks this only of a head that comes in pieces.
-        head = len(asked.path) + len(asked.query) + sum(len(k) + len(v) for k, v in asked.headers)
-        if head > HEAD_MAX:
+        fields = sum(len(name) + len(value) + 4 for name, value in asked.headers)
+        if len(asked.path) + len(asked.query) + fields > HEAD_MAX:
             raise RequestError(431, f"its head is larger than {HEAD_MAX} bytes", "send less")
         # RFC 9112, 6.1: both is what a smuggled request has.
         if asked.values(b"content-length") and asked.values(b"transfer-encoding"):
