@@ -12,6 +12,7 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -180,10 +181,10 @@ async def serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a run holds half a dozen
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    given = systemd.listening_socket()  # before there are children
+    given = systemd.listening_sockets()  # before there are children
     async with AsyncExitStack() as stack:
-        if given is not None:
-            stack.callback(given.close)
+        for sock in given:
+            stack.callback(sock.close)
         stack.enter_context(lock(settings.data_dir))
         store = await open_store(settings.url, server=_instance(settings.data_dir))
         stack.push_async_callback(store.aclose)
@@ -254,7 +255,10 @@ async def serve(settings: Settings) -> int:
             data_dir=settings.data_dir,
             outputs_keep=settings.outputs_keep,
         )
-        host, port = given.getsockname()[:2] if given else split_address(settings.ssh_listen)
+        ssh_socket, http_socket = [*given, None, None][:2]
+        host, port = (
+            ssh_socket.getsockname()[:2] if ssh_socket else split_address(settings.ssh_listen)
+        )
         ssh = SshServer(
             SshSettings(
                 host=host,
@@ -262,7 +266,7 @@ async def serve(settings: Settings) -> int:
                 max_connections=settings.max_connections,
                 login_timeout=settings.login_timeout,
                 operators=frozenset(settings.operators),
-                socket=given,
+                socket=ssh_socket,
             ),
             host_key(settings.keys_dir),
             identities,
@@ -294,7 +298,7 @@ async def serve(settings: Settings) -> int:
         )
         notices.ousting.append(ssh.oust)
         web = WebServer(
-            web_settings(settings),
+            replace(web_settings(settings), socket=http_socket),
             WebServices(
                 runs=runs,
                 sharing=sharing,

@@ -54,6 +54,8 @@ class WebSettings:
     """Addresses and networks of those that say truly who their client is."""
     metrics_token: str = ""
     """Who wants the figures has to say it; "" where nobody has to."""
+    socket: socket.socket | None = None
+    """One that listens already, in the place of host and port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class WebServer:
         self._server = _Server(self._site, settings.max_body)
         self._serving: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
-        self._port = 0
+        self._host, self._port = settings.host, settings.port
 
     async def open(self) -> None:
         """Listens. CmdError where the address cannot be had, or the certificate not be used."""
@@ -103,15 +105,9 @@ class WebServer:
         certificate = Certificate(*settings.certificate) if settings.certificate else None
         if certificate is not None:
             certificate.open()
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        try:
-            sock = socket.create_server((settings.host, settings.port), family=family, backlog=512)
-        except OSError as error:
-            raise CmdError(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
-                "set CMDSVC_HTTP_LISTEN to a free address",
-            ) from None
-        self._port = sock.getsockname()[1]
+        sock = settings.socket or _listening(settings.host, settings.port)
+        address, self._port = sock.getsockname()[:2]
+        self._host = address if settings.socket else settings.host
         self._listener = Listener(
             sock,
             self._server.connection,
@@ -126,7 +122,7 @@ class WebServer:
     @property
     def url(self) -> str:
         """To reach it by, from this machine where it listens on all addresses."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
         scheme = "https" if self.settings.certificate else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._port}"
 
@@ -158,6 +154,17 @@ class WebServer:
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise CmdError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            "set CMDSVC_HTTP_LISTEN to a free address",
+        ) from None
 
 
 class _Server(uvicorn.Server):

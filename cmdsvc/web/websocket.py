@@ -16,7 +16,7 @@ from signal import Signals
 
 from cmdsvc.errors import BusyError, CmdError, UsageError, one_line
 from cmdsvc.metadata import Http
-from cmdsvc.model import Door, Outcome, Terminal
+from cmdsvc.model import Door, Reason, Terminal
 from cmdsvc.relay import CallerGone, Event, Resize, Signal
 from cmdsvc.service.runs import Request, Runs
 from cmdsvc.web.asked import Asked
@@ -81,16 +81,15 @@ async def serve(asked: Asked, out: Out, runs: Runs, request: Request, http: Http
 
 
 async def _ended(runs: Runs, request: Request, caller: SocketCaller) -> tuple[int, str, int]:
-    """The exit status, a message of the service's, the code to close with where it is busy."""
-    again = 0
+    """The exit status, a message of the service's, the code to close with; 0 for the usual one."""
+    going_down, full = 1012, 1013  # "service restart", "try again later"
     try:
-        outcome: Outcome | CmdError = await runs.run(request, caller)
+        outcome = await runs.run(request, caller)
     except CmdError as error:
-        outcome = error
-        if isinstance(error, BusyError):
-            again = 1012 if runs.draining else 1013  # "service restart", "try again later"
-    message = str(outcome) if isinstance(outcome, CmdError) else outcome.message
-    return outcome.exit_status, message, again
+        busy = isinstance(error, BusyError)
+        return error.exit_status, str(error), busy and (going_down if runs.draining else full)
+    lost = outcome.reason is Reason.LOST and runs.draining
+    return outcome.exit_status, outcome.message, going_down if lost else 0
 
 
 class SocketCaller:
@@ -184,12 +183,12 @@ class SocketCaller:
         elif fd == 1 and (text := self._decoder.decode(data)):
             await self._socket.send(text)
 
-    async def end(self, exit_status: int, message: str, again: int) -> None:
-        """Says how it ended, and closes with `again` where it is not 0."""
-        code = FAILED + exit_status if self._plain and exit_status else 1000
+    async def end(self, exit_status: int, message: str, code: int) -> None:
+        """Says how it ended, and closes with `code`, where it is not 0."""
+        usual = FAILED + exit_status if self._plain and exit_status else 1000
         if not self._left:
             self._put_end(exit_status, message)
-        await self._socket.close(again or code, one_line(message))
+        await self._socket.close(code or usual, one_line(message))
 
     def _put_end(self, exit_status: int, message: str) -> None:
         if self._plain:

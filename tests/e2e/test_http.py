@@ -203,6 +203,8 @@ class TestWhoAsks:
         assert httpx.get(url).text == "..\n"
         assert httpx.get(url, headers=web.bearer()).text == "alice.alice.Bearer\n"
         assert httpx.get(url, headers=web.bearer("cmd_x")).status_code == 401
+        other = web.bearer(web.new_token())  # which is granted nothing
+        assert httpx.get(url, headers=other).text == "alice.alice.Bearer\n"
 
     def test_a_token_that_was_removed(self, web: Web):
         token = web.new_token()
@@ -321,6 +323,13 @@ class TestStream:
             "printf '\\377'", query="stream=base64", headers={"accept": "text/event-stream"}
         )
         assert web.events(said)[0][2] == "/w=="
+
+    def test_who_comes_again_by_itself_does_not_run_it_again(self, web: Web):
+        before = len(web.service.ssh(":runs", "-n", "1000").ok().lines)
+        for last in ("4", "end"):
+            headers = {"accept": "text/event-stream", "last-event-id": last}
+            assert web.run("echo", query="stream", headers=headers).status_code == 204
+        assert len(web.service.ssh(":runs", "-n", "1000").ok().lines) == before
 
 
 class TestDetached:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.http_lab import Web
-from tests.e2e.raw_client import peak_below, serving
+from tests.e2e.raw_client import peak_below, serving, until
 from tests.e2e.service_lab import PATIENCE
 from tests.kit import Kit, Server
 
@@ -85,4 +87,10 @@ def test_a_body_that_is_needed_whole_is_not_in_memory(web: Web, name: str):
         assert web.client.get(f"{url}/output").text.strip() == str(200 << 20)
     assert web.service.process is not None
     held = Path(f"/proc/{web.service.process.pid}/fd")
-    assert not [fd for fd in held.iterdir() if "deleted" in str(fd.readlink())]
+
+    def nothing_held() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return not [fd for fd in held.iterdir() if "deleted" in str(fd.readlink())]
+        return False
+
+    asyncio.run(until(nothing_held))

@@ -260,6 +260,22 @@ def test_answers_last_over_a_restart(door: Service):
         assert (again.status_code, again.content) == (200, first.content)
 
 
+def test_who_asks_again_after_a_crash_is_told_of_the_run(door: Service):
+    key = {"idempotency-key": "k"}
+    with started(door) as web:
+        script = "echo begun; sleep 1000"
+        with web.socket() as sock:
+            sock.sendall(web.head(script, "Idempotency-Key: k", query="stream"))
+            while b"begun" not in sock.recv(10_000):
+                pass
+            door.stop(signal.SIGKILL)
+        door.start()
+        url = door.url + web.url(script, query="stream")
+        again = httpx.get(url, headers=web.bearer() | key)
+        assert again.status_code == 500
+        assert f"run {again.headers['x-cmd-run-id']}, was lost" in again.text
+
+
 def test_metadata_counts_from_the_next_request_on(door: Service):
     with started(door) as web:
         door.ssh(":edit", "sh", stdin=SH.replace("eval", "# /// cmd\n# [http]\n# public = true\n# ///\neval").encode()).ok()  # fmt: skip

@@ -105,7 +105,7 @@ def logged(web: Web, of: Callable[[dict[str, Any]], bool], count: int) -> list[d
     """The lines of the log that are so, once there are as many."""
     until = time.monotonic() + PATIENCE
     while True:
-        lines = [json.loads(line) for line in web.service.log.splitlines(keepends=True)[:-1]]
+        lines = [json.loads(line) for line in web.service.log.split("\n")[:-1]]
         found = [line for line in lines if of(line)]
         if len(found) >= count or time.monotonic() > until:
             return found
@@ -256,17 +256,18 @@ class TestWhatIsCounted:
         assert set(series(web)) <= known
 
 
+@pytest.fixture(scope="module")
+def families(web: Web) -> dict[str, list[str]]:
+    """The names of the series of each, by the family's."""
+    web.run("echo x")
+    return {
+        family.name: [family.name + s for s in SUFFIXES.get(family.type, [""])]
+        for family in text_string_to_metric_families(exposition(web))
+    }
+
+
 class TestTheFiles:
     """docs/metrics.md, docs/alerts.yml and docs/grafana-dashboard.json speak of what there is."""
-
-    @pytest.fixture(scope="class")
-    def families(self, web: Web) -> dict[str, list[str]]:
-        """The names of the series of each, by the family's."""
-        web.run("echo x")
-        return {
-            family.name: [family.name + s for s in SUFFIXES.get(family.type, [""])]
-            for family in text_string_to_metric_families(exposition(web))
-        }
 
     @pytest.mark.parametrize("file", ["metrics.md", "alerts.yml", "grafana-dashboard.json"])
     def test_name_what_exists(self, file: str, families: dict[str, list[str]]):

@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -272,25 +273,16 @@ class TestHowItBegins:
 
     async def test_too_many_runs(self, web: Web):
         """Browsers are not told the status of a refusal: it is said in the WebSocket."""
-        held = []
-        try:
-            while len(held) < 100:
-                talk = await self.begun(web)
+        async with AsyncExitStack() as stack:
+            for _ in range(100):
+                talk = await stack.enter_async_context(talking(web, "echo; sleep 1000"))
                 await talk.next()
                 if talk.exit is not None:
                     break
-                held.append(talk)
             assert talk.exit is not None
             assert talk.exit["exit_status"] == 75
             assert talk.exit["message"]
             assert await talk.end() == 1013
-        finally:
-            for each in held:
-                await each.ws.close()
-
-    async def begun(self, web: Web) -> Talk:
-        manager = opened(web, "echo; sleep 1000", subprotocols=["cmdsvc.v1"])
-        return Talk(await manager.__aenter__())
 
 
 class TestEnds:
