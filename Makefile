@@ -4,6 +4,10 @@ BIN := .venv/bin
 # As root every part can be had, so a part that is missing is a failure and not a skip.
 ALL := $(if $(filter 0,$(shell id -u)),1,0)
 
+# Test files at once: much of a test's time is waiting for processes that it started.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 .PHONY: help setup demo serve test quick lint format bench clean
 
 help:
@@ -30,11 +34,11 @@ serve: .venv/.run
 	@$(BIN)/python -m tests.kit run -- $(BIN)/cmdsvc serve
 
 test: .venv/.test
-	CMDSVC_TEST_ALL=$(ALL) $(BIN)/python -m pytest -m "not slow"
-	CMDSVC_TEST_ALL=$(ALL) $(BIN)/python -m pytest -m slow
+	CMDSVC_TEST_ALL=$(ALL) $(PYTEST) -m "not slow"
+	CMDSVC_TEST_ALL=$(ALL) $(PYTEST) -m slow
 
 quick: .venv/.test
-	$(BIN)/python -m pytest -m "not slow" --engine bubblewrap
+	$(PYTEST) -m "not slow" --engine bubblewrap
 
 lint: .venv/.test
 	$(BIN)/ruff check .

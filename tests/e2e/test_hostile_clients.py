@@ -195,7 +195,7 @@ async def test_what_the_shutdown_cuts_off_is_recorded(own_service: Service):
             await session.until(b"begun")
         assert await asyncio.to_thread(own_service.stop) == 0
     assert sleeper(mark) is None
-    assert rows(own_service, "select reason, count(*) from runs group by 1") == [("hangup", 3)]
+    assert rows(own_service, "select reason, count(*) from runs group by 1") == [("lost", 3)]
     assert "Traceback" not in own_service.log
 
 

@@ -173,7 +173,7 @@ class TestStreams:
             terminal.resize(120, 40)
             terminal.type(b"while [ \"$(stty size)\" != '40 120' ]; do :; done; echo re''sized\n")
             terminal.until(b"resized")
-            terminal.type(b"echo be''gun; sleep 1000\n")
+            terminal.type(b"sh -c 'echo be$1; exec sleep 1000' sh gun\n")
             terminal.until(b"begun")
             terminal.type(b"\x03")
             terminal.until(b"ready> ")
