@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from cmdsvc.relay import CallerGone
 from cmdsvc.web import cgi
@@ -59,6 +60,11 @@ class Asked:
         """Bytes of the body, where that was said."""
         values = self.values(b"content-length")
         return int(values[0]) if values and not self.values(b"transfer-encoding") else None
+
+    @property
+    def held_up(self) -> bool:
+        """Whether so much of a body may come that the connection is not read for a while."""
+        return bool(self.values(b"transfer-encoding")) or (self.length or 0) > HIGH_WATER_LIMIT
 
     def flag(self, name: bytes) -> str | None:
         """The value of a field of the query, decoded; None where it is not there."""

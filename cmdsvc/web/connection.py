@@ -179,8 +179,11 @@ class Connection(H11Protocol):
         if self.cycle is not None:  # what is at work has nobody to answer
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        words = {431: f"the head of the request is larger than {HEAD_MAX} bytes"}.get(status, error)
-        body = f"{words}\n".encode()
+        words, _, _ = str(error).partition(": bytearray")  # what was sent, as Python writes it
+        hint = "send HTTP/1.1 (RFC 9112)"
+        if status == 431:
+            words, hint = f"the head of the request is larger than {HEAD_MAX} bytes", "send less"
+        body = f"{words}; {hint}\n".encode()
         head = h11.Response(
             status_code=status,
             headers=[

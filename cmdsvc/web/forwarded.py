@@ -45,7 +45,8 @@ class Proxies:
     def origin(self, peer: Origin, headers: Headers) -> Origin:
         """`peer` is the connection's own: its other end, and the address that was connected to.
 
-        X-Forwarded-* is heard before Forwarded, which proxies that do not know it pass on.
+        X-Forwarded-* is heard before Forwarded, which proxies that do not know it pass on, as they
+        do X-Forwarded-Port, which is not heard at all: the host has the port, or the scheme's is it.
         """
         said = _Said(headers)
         host = said.last(b"host")
@@ -58,11 +59,12 @@ class Proxies:
         if hops := said.words(b"x-forwarded-for"):
             found = replace(peer, address=self._client(hops) or peer.address)
             found = _by(found, said.last(b"x-forwarded-proto"))
-            return _at(found, said.last(b"x-forwarded-host"), said.last(b"x-forwarded-port"))
+            return _at(found, said.last(b"x-forwarded-host") or said.last(b"host"))
         if elements := [_pairs(word) for word in said.words(b"forwarded")]:
             address = self._client([pairs.get("for", "") for pairs in elements])
             found = replace(peer, address=address or peer.address)
-            return _at(_by(found, elements[-1].get("proto", "")), elements[-1].get("host", ""))
+            found = _by(found, elements[-1].get("proto", ""))
+            return _at(found, elements[-1].get("host", "") or said.last(b"host"))
         return peer
 
     def _client(self, hops: Sequence[str]) -> str:
@@ -123,17 +125,17 @@ def _pairs(element: str) -> dict[str, str]:
 
 def _by(origin: Origin, scheme: str) -> Origin:
     scheme = scheme.lower()
-    if scheme not in PORTS or scheme == origin.scheme:
+    if scheme not in PORTS:
         return origin
     return replace(origin, scheme=scheme, port=PORTS[scheme])
 
 
-def _at(origin: Origin, host: str, port: str = "") -> Origin:
-    """With the host that the client named, if it is one."""
+def _at(origin: Origin, host: str) -> Origin:
+    """With the host that the client named, if it is one, and its port, if it has one."""
     match = _HOST.fullmatch(host)
-    number = port if port.isascii() and port.isdigit() else (match["port"] if match else "") or ""
-    if match:
-        origin = replace(origin, host=match["host"].lower())
-    if number and 0 < int(number[:6]) < 65536:
-        origin = replace(origin, port=int(number))
-    return origin
+    if match is None:
+        return origin
+    port = int(match["port"] or 0)
+    return replace(
+        origin, host=match["host"].lower(), port=port if 0 < port < 65536 else origin.port
+    )

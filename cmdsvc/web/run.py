@@ -14,6 +14,7 @@ from cmdsvc.script import Script
 from cmdsvc.service.answers import Answers, Ticket
 from cmdsvc.service.runs import Request, Runs
 from cmdsvc.web import cgi, websocket
+from cmdsvc.web.ahead import FILE_MAX, Ahead
 from cmdsvc.web.asked import Asked
 from cmdsvc.web.bodies import Held, Room, Sender, received
 from cmdsvc.web.caller import HttpCaller
@@ -39,7 +40,7 @@ _TOKENS = re.compile(r"[A-Za-z0-9-]+( *, *[A-Za-z0-9-]+)*")
 
 
 class RunRoute:
-    """`folder` is for bodies that are needed whole before they are run with."""
+    """`folder` is for bodies that are needed whole before they are run with, or come too early."""
 
     def __init__(
         self, runs: Runs, doorkeeper: Doorkeeper, answers: Answers, *, max_body: int, folder: Path
@@ -50,6 +51,7 @@ class RunRoute:
         self._max_body = max_body
         self._folder = folder
         self._room = Room(16 * max_body)
+        self._ahead = Room(16 * FILE_MAX)
 
     async def __call__(self, asked: Asked, out: Out) -> None:
         if asked.method == "OPTIONS" and asked.values(b"access-control-request-method"):
@@ -79,7 +81,10 @@ class RunRoute:
             await self._detach(out, request, await self._received(asked))
         else:
             reply = _reply(asked, out, http)
-            await self._run(asked, out, request, reply, asked.body(self._max_body))
+            body = asked.body(self._max_body)
+            async with Ahead(body, self._ahead, asked.origin.address, self._folder) as ahead:
+                pieces = ahead.pieces() if asked.held_up else body
+                await self._run(asked, out, request, reply, pieces)
 
     async def _find(self, who: Who, where: cgi.Target | None) -> tuple[Command, Http]:
         """What may be run. 401 for who has not said who he is, whether there is something or not."""

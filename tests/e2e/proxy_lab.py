@@ -41,7 +41,6 @@ scgi_temp_path {folder}/scgi;
 CADDY = """\
 {{
     admin off
-    persist_config off
     auto_https disable_redirects
 }}
 {page}
@@ -75,6 +74,8 @@ class Certificate:
 class Proxy:
     port: int
     certificate: Certificate
+    cuts: bool
+    """Whether it cuts off what was cut off."""
 
     @property
     def url(self) -> str:
@@ -101,8 +102,13 @@ def caddy(folder: Path, port: int, server: str, certificate: Certificate) -> lis
         "caddy",
         (
             f"{NAME} {{",
-            f"https://localhost:{port} {{\n    bind 127.0.0.1\n"
-            f"    tls {certificate.path} {certificate.key}",
+            "\n    ".join(
+                [
+                    f"https://localhost:{port} {{",
+                    "bind 127.0.0.1",
+                    f"tls {certificate.path} {certificate.key}",
+                ]
+            ),
         ),
         ("127.0.0.1:8022", server.removeprefix("http://")),
     )
@@ -129,10 +135,17 @@ def standing_before(server: str, kind: str, folder: Path) -> Iterator[Proxy]:
         process = subprocess.Popen(command, env={**os.environ, **home}, stdout=log, stderr=log)
     try:
         _wait(process, port, folder)
-        yield Proxy(port, certificate)
+        yield Proxy(port, certificate, cuts=kind != "caddy" or _caddy_version() >= (2, 8))
     finally:
         process.terminate()
         process.wait(PATIENCE)
+
+
+def _caddy_version() -> tuple[int, ...]:
+    said = subprocess.run([_program("caddy"), "version"], check=True, capture_output=True)
+    match = re.match(r"v?([0-9]+)\.([0-9]+)", said.stdout.decode())
+    assert match, said
+    return tuple(map(int, match.groups()))
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:

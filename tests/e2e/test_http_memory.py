@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.http_lab import Web
-from tests.e2e.raw_client import peak_below, serving, until
+from tests.e2e.raw_client import MARKS, Sleeper, peak_below, serving, until
 from tests.e2e.service_lab import PATIENCE
 from tests.kit import Kit, Server
 
@@ -61,6 +61,19 @@ def test_in(web: Web, size: int, chunked: bool, tmp_path: Path):
             capture_output=True, timeout=10 * PATIENCE, check=True,
         )  # fmt: skip
     assert done.stdout.split()[0].decode() == zeros(size)
+
+
+async def test_who_leaves_with_more_on_its_way_than_is_read(web: Web):
+    """A client's end comes after all that it sent, of which the kernels hold megabytes."""
+    mark = next(MARKS)
+    asleep = Sleeper(mark)
+    with web.socket() as sock:
+        sock.sendall(web.head(f"sleep {mark}", f"Content-Length: {SOME}", method="POST"))
+        await asleep.there()
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            sock.sendall(bytes(20 << 20))
+    await asleep.gone()
 
 
 @pytest.mark.parametrize("size", SIZES)

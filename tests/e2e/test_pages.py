@@ -32,11 +32,13 @@ def test_tokens(own_service: Service, tmp_path: Path):
     assert transcript.run((DOCS / "tokens.md").read_text(), own_service, tmp_path) == 10
 
 
+@pytest.mark.any_engine
 def test_http(own_service: Service, tmp_path: Path):
     own_service.start()
     assert transcript.run((DOCS / "http.md").read_text(), own_service, tmp_path) == 31
 
 
+@pytest.mark.any_engine
 def test_webhooks(own_service: Service, tmp_path: Path):
     own_service.start()
     page = (DOCS / "webhooks.md").read_text()
@@ -44,6 +46,7 @@ def test_webhooks(own_service: Service, tmp_path: Path):
     assert transcript.run(page, own_service, tmp_path, by_itself=by_itself) == 22
 
 
+@pytest.mark.any_engine
 @pytest.mark.slow
 def test_schedules(own_service: Service, tmp_path: Path):
     own_service.start()

@@ -56,7 +56,7 @@ class Behind:
     def opened(self, script: str, query: str = "", **more: object) -> connect:
         url = f"wss://localhost:{self.proxy.port}{self.web.url(script, query=query)}"
         return connect(
-            url, ssl=self.proxy.certificate.trusted, proxy=None, host="127.0.0.1",
+            url, ssl=self.proxy.certificate.trusted, proxy=None, host="127.0.0.1", local_addr=(self.address, 0),
             additional_headers=self.web.bearer(), open_timeout=PATIENCE, **more,
         )  # type: ignore[arg-type]  # fmt: skip
 
@@ -111,7 +111,6 @@ def test_nor_does_what_somebody_says_who_is_no_proxy(behind: Behind):
 def test_wrong_tokens_are_the_clients_not_the_proxys(behind: Behind):
     trusted = behind.proxy.certificate.trusted
     wrong = behind.web.bearer("cmd_00000000_" + "0" * 32)
-    codes = []
     with httpx.Client(
         transport=httpx.HTTPTransport(verify=trusted, local_address=elsewhere()),
         base_url=behind.proxy.url,
@@ -124,12 +123,11 @@ def test_wrong_tokens_are_the_clients_not_the_proxys(behind: Behind):
 
 
 def test_arguments_and_bodies_are_as_they_were_sent(behind: Behind):
-    script = 'printf "[%s]" "$0" "$@"; cat'
     path = behind.web.url('shift; printf "[%s]" "$@"; sha256sum') + "/a%2Fb/%20/..%2F?args=c+d"
     data = os.urandom(5_000_000)
     said = behind.client.post(path, content=data)
     digest = hashlib.sha256(data).hexdigest()
-    assert said.text == f"[a/b][ ][../][c][d]{digest}  -\n", script
+    assert said.text == f"[a/b][ ][../][c][d]{digest}  -\n"
     assert behind.run("cat", method="POST", content=data).content == data
 
 
@@ -141,9 +139,9 @@ def test_output_comes_as_it_is_written_and_a_client_that_leaves_is_noticed(behin
             httpx.AsyncClient(verify=behind.proxy.certificate.trusted, timeout=PATIENCE) as client,
             client.stream("GET", url, headers=behind.web.bearer() | headers) as reply,
         ):
-            async for text in reply.aiter_text():
-                if "first" in text:
-                    break
+            text = reply.aiter_text()
+            while "first" not in await anext(text):
+                pass
             await asleep.there()
         await asleep.gone(2)
 
@@ -178,6 +176,8 @@ def test_stdin_comes_as_it_is_sent(behind: Behind):
 
 
 def test_what_fails_after_its_reply_has_begun_does_not_look_whole(behind: Behind):
+    if not behind.proxy.cuts:
+        pytest.skip("this Caddy ends it as if it were whole, as the page says")
     with pytest.raises(httpx.RemoteProtocolError):
         behind.run("head -c 3000000 /dev/zero; exit 1")
     with pytest.raises(httpx.RemoteProtocolError):
@@ -206,7 +206,11 @@ def test_a_websocket(behind: Behind):
         mark = next(MARKS)
         asleep = Sleeper(mark)
         async with behind.opened(f"stty size; {WHO}; exec sleep {mark}", "tty&cols=99") as ws:
-            assert await ws.recv() == "24 99\r\n"
+            text = ""
+            async with asyncio.timeout(PATIENCE):
+                while text.count("\n") < 2:
+                    text += await ws.recv()
+            assert text.startswith(f"24 99\r\n{behind.address} on https localhost ")
             await asleep.there()
         await asleep.gone(2)
 
@@ -246,12 +250,12 @@ def test_a_websocket_with_tls_of_the_servers_own(
         web.client.close()
         service.ssh(":access", "sh", "grant", web.token).ok()
         port = urlsplit(service.url).port
-        proxy = Proxy(port or 0, made)
+        proxy = Proxy(port or 0, made, cuts=True)
 
         async def talk(behind: Behind) -> None:
             async with behind.opened(f"{WHO}; cat; exit 3", subprotocols=[V1]) as ws:
                 one = Talk(ws)
-                await one.until(f"on https localhost {port} ".encode())
+                await one.until(f"on https localhost {behind.proxy.port} ".encode())
                 await ws.send(bytes(900_000))
                 await one.eof()
                 assert await one.end() == 1000

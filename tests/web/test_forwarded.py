@@ -61,8 +61,13 @@ def test_what_it_was_asked_by():
     found = seen(**said, host="in.example:81", x_forwarded_host="a.example:8443")
     assert found == Origin("192.0.2.1", "https", "a.example", 8443)
     found = seen(**said, x_forwarded_host="a.example", x_forwarded_port="444")
-    assert found.port == 444
+    assert found.port == 443  # of whoever sent it: proxies that do not know that header pass it on
     assert seen(**said, host="a.example").port == 443
+    assert seen(**said, host="a.example:8443") == Origin("192.0.2.1", "https", "a.example", 8443)
+    said["x_forwarded_proto"] = "http"
+    assert seen(**said, host="a.example") == Origin("192.0.2.1", "http", "a.example", 80)
+    found = seen(forwarded="for=192.0.2.1;proto=https", host="a.example:8443")
+    assert found == Origin("192.0.2.1", "https", "a.example", 8443)
 
 
 def test_the_header_that_most_proxies_write_counts_where_both_are():
