@@ -284,7 +284,7 @@ class TestBackup:
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
         for data in (b"", b"hello", whole[: len(whole) // 2], whole[:-4096], bytes(flipped)):
-            if data == whole[:-4096] and whole[-10240:] == bytes(10240):
+            if data == whole[:-4096] and not any(whole[-4096:]):
                 continue  # a tar file's end is empty
             file.write_bytes(data)
             elsewhere.cli("restore", str(file)).failed(65, "not a whole backup")
