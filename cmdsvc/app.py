@@ -330,7 +330,7 @@ async def serve(settings: Settings) -> int:
         if not all(ended):
             log.warning("what did not end in time is stopped")
             runs.cut_off()
-            await ssh.drain(FAREWELL)
+            await asyncio.gather(ssh.drain(FAREWELL), web.drain(FAREWELL))
     log.info("stopped")
     return 0
 

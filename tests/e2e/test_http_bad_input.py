@@ -18,6 +18,8 @@ from tests.e2e.raw_client import MARKS, Sleeper, descriptors, memory, peak_below
 from tests.e2e.service_lab import PATIENCE
 from tests.kit import Kit, Server
 
+pytestmark = pytest.mark.any_engine
+
 MOST = 1 << 20
 
 

@@ -15,6 +15,8 @@ from tests.e2e.http_lab import Web, problem, status
 from tests.e2e.raw_client import peak_below, serving, until
 from tests.kit import Kit, Server
 
+pytestmark = pytest.mark.any_engine
+
 MOST = 1 << 20
 SECRET = "not much of one"
 SHOW = (

@@ -17,6 +17,8 @@ from tests.e2e.raw_client import MARKS, Sleeper, peak_below, serving, until
 from tests.e2e.service_lab import PATIENCE
 from tests.kit import Kit, Server
 
+pytestmark = pytest.mark.any_engine
+
 SOME = 300 << 20
 MUCH = 1 << 30
 

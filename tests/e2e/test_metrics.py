@@ -20,6 +20,8 @@ from tests.e2e.raw_client import serving
 from tests.e2e.service_lab import PATIENCE, Service
 from tests.kit import Kit, Server
 
+pytestmark = pytest.mark.any_engine
+
 DOCS = Path(__file__).parents[2] / "docs"
 TOKEN = "of the figures"
 SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}

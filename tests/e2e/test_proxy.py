@@ -22,7 +22,7 @@ from tests.e2e.service_lab import PATIENCE, Service, elsewhere
 from tests.e2e.ws_lab import V1, Talk
 from tests.kit import Kit, Server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_engine]
 
 WHO = (
     "echo $REMOTE_ADDR $HTTPS $REQUEST_SCHEME $SERVER_NAME $SERVER_PORT"

@@ -15,6 +15,8 @@ import pytest
 
 from tests.e2e.service_lab import HELLO, PATIENCE, Said, Service
 
+pytestmark = pytest.mark.any_engine
+
 T = TypeVar("T")
 
 TELLS = """#!cmd alpine

@@ -18,6 +18,8 @@ from cmdsvc.config import Settings
 from tests.availability import unavailable
 from tests.e2e.service_lab import PATIENCE, Service
 
+pytestmark = pytest.mark.any_engine
+
 EXPOSURE = {"docker": 1.5, "bubblewrap": 6.6}
 """What docs/operating.md says."""
 

@@ -115,7 +115,9 @@ def upgrade(web: Web, script: str, *lines: str, query: str = "", method: str = "
 
 
 @contextlib.contextmanager
-def bare(web: Web, script: str, *lines: str, query: str = "", window: int = 0) -> Iterator[socket.socket]:
+def bare(
+    web: Web, script: str, *lines: str, query: str = "", window: int = 0
+) -> Iterator[socket.socket]:
     """After the handshake; `window`: bytes that its kernel takes without its reading them."""
     with web.socket() as sock:
         if window:
