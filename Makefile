@@ -52,6 +52,8 @@ format: .venv/.test
 
 bench: .venv/.test
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.http
+	$(BIN)/python -m bench.deliveries --database sqlite
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

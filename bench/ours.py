@@ -26,6 +26,21 @@ class Ours:
             raise BenchError(f"the {self.engine} server is not running")
         return self._service.process.pid
 
+    @property
+    def url(self) -> str:
+        return self._service.url
+
+    @property
+    def database(self) -> Path:
+        return self._service.home / "var" / "cmdsvc.db"
+
+    def ask(self, *words: str, stdin: bytes = b"") -> str:
+        """What a builtin prints. BenchError where it fails."""
+        said = self._service.ssh(*words, stdin=stdin, user=USER)
+        if said.status:
+            raise BenchError(f"{self.engine}: {words[0]}: {said.err.decode()[-500:]}")
+        return said.text.strip()
+
     def create(self, name: str, body: str) -> None:
         said = self._service.create(name, f"#!cmd alpine\n{body}", USER)
         if said.status:
@@ -33,13 +48,14 @@ class Ours:
 
 
 @contextmanager
-def server(folder: Path, engine: str, kit: Kit, host: str = "") -> Iterator[Ours]:
-    """A server on a free loopback port; `host` is the Docker engine's."""
+def server(folder: Path, engine: str, kit: Kit, host: str = "", **more: str) -> Iterator[Ours]:
+    """A server on a free loopback port; `host` is the Docker engine's, `more` are settings."""
     folder.mkdir(mode=0o700)
     settings = {
         "CMDSVC_ENGINE": engine,
         "CMDSVC_BASE_ALPINE": str(kit.base),
         **({"DOCKER_HOST": host} if host else {}),
+        **more,
     }
     service = Service(folder, settings)
     try:

@@ -44,6 +44,8 @@ class Verdict(Enum):
 
 OWNERS = frozenset({Action.ADMINS, Action.DELETE, Action.AGENT})
 """Of a command's owner alone."""
+LIMITED = frozenset({Via.TOKEN, Via.ANONYMOUS, Via.ITSELF})
+"""Who only runs commands."""
 OPERATORS = frozenset({Action.DELETE, Action.KILL})
 """Of any command, for operators."""
 
@@ -55,13 +57,19 @@ def may(identity: Identity | None, action: Action, command: Command | None = Non
     A token has no rights of its maker: it runs what it is granted, and nothing else.
     """
     if action in {Action.CREATE, Action.OPERATE}:
-        if identity is None or identity.via is Via.TOKEN:
+        if identity is None or identity.via in LIMITED:
             return Verdict.FORBIDDEN
         if action is Action.OPERATE and not identity.operator:
             return Verdict.FORBIDDEN
         return Verdict.ALLOWED
     if identity is None or command is None:
         return Verdict.UNKNOWN
+    if identity.via is Via.ANONYMOUS:
+        allowed = action is Action.RUN and command.anonymous
+        return Verdict.ALLOWED if allowed else Verdict.UNKNOWN
+    if identity.via is Via.ITSELF:
+        mine = action is Action.RUN and identity.user == command.owner
+        return Verdict.ALLOWED if mine else Verdict.UNKNOWN
     token = identity.via is Via.TOKEN
     if not token:
         if identity.user == command.owner:

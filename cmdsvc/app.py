@@ -12,6 +12,7 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -19,17 +20,23 @@ from typing import TextIO
 from cmdsvc import systemd
 from cmdsvc.config import Settings, split_address
 from cmdsvc.engine import Engine, EngineSettings, Sources
-from cmdsvc.errors import CmdError, EngineError
+from cmdsvc.errors import CmdError, EngineError, UsageError
 from cmdsvc.service import readymade
 from cmdsvc.service.admission import Admission
+from cmdsvc.service.answers import Answers
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
+from cmdsvc.service.deliveries import MOST, Deliveries
 from cmdsvc.service.editor import Editor
 from cmdsvc.service.environment import Environment
+from cmdsvc.service.figures import Figures
+from cmdsvc.service.health import Health
+from cmdsvc.service.hooks import Hooks
 from cmdsvc.service.keeping import Keeping
 from cmdsvc.service.notices import Notices
 from cmdsvc.service.retention import Retention
 from cmdsvc.service.runs import Runs
+from cmdsvc.service.schedules import Schedules
 from cmdsvc.service.secretkey import open_sealer
 from cmdsvc.service.sharing import Sharing
 from cmdsvc.service.top import Top
@@ -43,6 +50,7 @@ from cmdsvc.ssh.revocation import Revocations
 from cmdsvc.ssh.server import SshServer, SshSettings
 from cmdsvc.ssh.verbs import Services
 from cmdsvc.store import open_store
+from cmdsvc.web.server import WebServer, WebServices, WebSettings
 
 log = logging.getLogger("cmdsvc")
 
@@ -63,6 +71,26 @@ def engine_settings(settings: Settings) -> EngineSettings:
         build_timeout=settings.build_timeout,
         docker_runtime=settings.docker_runtime,
         network_allow=settings.network_allow,
+    )
+
+
+def web_settings(settings: Settings) -> WebSettings:
+    """UsageError (64) where they cannot be."""
+    host, port = split_address(settings.http_listen)
+    certificate = None
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        certificate = (settings.tls_cert, settings.tls_key)
+    elif settings.tls_cert != settings.tls_key:
+        raise UsageError("CMDSVC_TLS_CERT and CMDSVC_TLS_KEY belong together", "set both, or none")
+    return WebSettings(
+        host=host,
+        port=port,
+        max_connections=settings.max_connections,
+        max_body=settings.max_body,
+        folder=settings.data_dir.absolute(),
+        certificate=certificate,
+        proxies=settings.trusted_proxies,
+        metrics_token=settings.metrics_token.get_secret_value(),
     )
 
 
@@ -153,10 +181,10 @@ async def serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a run holds half a dozen
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    given = systemd.listening_socket()  # before there are children
+    given = systemd.listening_sockets()  # before there are children
     async with AsyncExitStack() as stack:
-        if given is not None:
-            stack.callback(given.close)
+        for sock in given:
+            stack.callback(sock.close)
         stack.enter_context(lock(settings.data_dir))
         store = await open_store(settings.url, server=_instance(settings.data_dir))
         stack.push_async_callback(store.aclose)
@@ -165,7 +193,8 @@ async def serve(settings: Settings) -> int:
         lost = await store.mark_lost(datetime.now(UTC))
         if lost:
             log.warning("%d runs of a server that died are marked lost", lost)
-        builds = Builds(engine, settings.limits)
+        figures = Figures(engine.name)
+        builds = Builds(engine, settings.limits, figures)
         commands = Commands(
             store,
             builds,
@@ -181,18 +210,40 @@ async def serve(settings: Settings) -> int:
             ),
         )
         env = Environment(store, commands, sealer)
+        identities = open_identities(settings)
+        stack.push_async_callback(identities.published.aclose)
+        sharing = Sharing(store, commands, sealer.hash, identities.ring.knows)
         runs = Runs(
             store,
             engine,
             builds,
             commands,
             env,
+            figures=figures,
             limits=settings.limits,
             admission=Admission(settings.max_runs, settings.max_runs_per_user, settings.queue_wait),
             output_max=settings.output_max,
         )
+        deliveries = Deliveries(
+            store,
+            runs,
+            most=min(MOST, max(1, min(settings.max_runs, settings.max_runs_per_user) // 2)),
+            attempted=figures.attempted,
+            failed=figures.failed,
+        )
+        stack.push_async_callback(deliveries.aclose)
         stack.push_async_callback(runs.aclose)
-        retention = Retention(store, settings.runs_keep, settings.outputs_keep)
+        hooks = Hooks(store, commands, sealer, deliveries.wake, most=settings.max_waiting)
+        schedules = Schedules(
+            store,
+            commands,
+            deliveries.wake,
+            catch_up=settings.catch_up,
+            most=settings.max_waiting,
+        )
+        retention = Retention(
+            store, settings.runs_keep, settings.outputs_keep, settings.deliveries_keep
+        )
         await stack.enter_async_context(retention.regularly())
         notices = Notices(store, runs)
         await stack.enter_async_context(notices.watched())
@@ -204,9 +255,10 @@ async def serve(settings: Settings) -> int:
             data_dir=settings.data_dir,
             outputs_keep=settings.outputs_keep,
         )
-        host, port = given.getsockname()[:2] if given else split_address(settings.ssh_listen)
-        identities = open_identities(settings)
-        stack.push_async_callback(identities.published.aclose)
+        ssh_socket, http_socket = [*given, None, None][:2]
+        host, port = (
+            ssh_socket.getsockname()[:2] if ssh_socket else split_address(settings.ssh_listen)
+        )
         ssh = SshServer(
             SshSettings(
                 host=host,
@@ -214,15 +266,17 @@ async def serve(settings: Settings) -> int:
                 max_connections=settings.max_connections,
                 login_timeout=settings.login_timeout,
                 operators=frozenset(settings.operators),
-                socket=given,
+                socket=ssh_socket,
             ),
             host_key(settings.keys_dir),
             identities,
             Services(
                 commands=commands,
                 runs=runs,
-                sharing=Sharing(store, commands, sealer.hash, identities.ring.knows),
+                sharing=sharing,
                 env=env,
+                hooks=hooks,
+                schedules=schedules,
                 versions=Versions(store, commands, builds),
                 top=top,
                 keys=OwnKeys(identities, store),
@@ -243,10 +297,26 @@ async def serve(settings: Settings) -> int:
             ),
         )
         notices.ousting.append(ssh.oust)
-        top.doors.append(ssh.load)
+        web = WebServer(
+            replace(web_settings(settings), socket=http_socket),
+            WebServices(
+                runs=runs,
+                sharing=sharing,
+                hooks=hooks,
+                answers=Answers(store),
+                health=Health(store, engine, runs),
+                figures=lambda: figures.exposition(store, runs.admission, engine),
+                failed=figures.failed,
+            ),
+        )
+        top.doors += [ssh.load, web.load]
         await ssh.open()
         stack.push_async_callback(ssh.aclose)
-        _announce(settings, engine, ssh, host)
+        await web.open()
+        stack.push_async_callback(web.aclose)
+        await deliveries.start()
+        await stack.enter_async_context(schedules.working())
+        _announce(settings, engine, ssh, host, web.url)
         systemd.notify("READY=1")
         for finding in await engine.check():
             if finding.level != "ok":
@@ -254,15 +324,18 @@ async def serve(settings: Settings) -> int:
         await stop.wait()
         systemd.notify("STOPPING=1")
         log.info("draining: no new runs, those going on have %g s", settings.drain)
-        if not all(await asyncio.gather(runs.drain(settings.drain), ssh.drain(settings.drain))):
+        ended = await asyncio.gather(
+            *(part.drain(settings.drain) for part in (deliveries, runs, ssh, web))
+        )
+        if not all(ended):
             log.warning("what did not end in time is stopped")
             runs.cut_off()
-            await ssh.drain(FAREWELL)
+            await asyncio.gather(ssh.drain(FAREWELL), web.drain(FAREWELL))
     log.info("stopped")
     return 0
 
 
-def _announce(settings: Settings, engine: Engine, ssh: SshServer, host: str) -> None:
+def _announce(settings: Settings, engine: Engine, ssh: SshServer, host: str, url: str) -> None:
     where = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host  # noqa: S104
     log.info(
         "ready",
@@ -272,13 +345,14 @@ def _announce(settings: Settings, engine: Engine, ssh: SshServer, host: str) -> 
                 "networks": ",".join(sorted(engine.networks)),
                 "data": str(settings.data_dir.absolute()),
                 "host_key": ssh.fingerprint,
+                "http": url,
             }
         },
     )
     others = settings.keys_url_users or settings.user_ca_keys
     if not others and not any((settings.keys_dir / "users").glob("*.pub")):
         log.warning("nobody can log in yet: cmdsvc user add NAME PUBLIC_KEY_FILE")
-    print(f"ssh -p {ssh.port} {where}", flush=True)  # noqa: T201 - the one line for the operator
+    print(f"ssh -p {ssh.port} {where}\n{url}", flush=True)  # noqa: T201 - for the operator
 
 
 def _instance(data_dir: Path) -> str:

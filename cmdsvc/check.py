@@ -24,6 +24,7 @@ from cmdsvc.ssh.keys import read_user_keys
 from cmdsvc.ssh.revocation import Revocations
 from cmdsvc.store import look, open_store
 from cmdsvc.store.kinds import Found
+from cmdsvc.web.certificate import Certificate
 
 LITTLE = 1 << 30
 TOO_LITTLE = 100 << 20
@@ -59,6 +60,7 @@ async def check(*, quiet: bool = False, running: bool = False) -> int:
         *await _store(settings),
         *_disk(settings.data_dir),
         *await _server(settings, needed=running),
+        *_tls(settings),
         *await _engine(settings),
     ]
     _print(console, [f for f in findings if not quiet or f.level != "ok"])
@@ -194,15 +196,34 @@ async def _server(settings: Settings, *, needed: bool) -> list[Finding]:
         return [Finding("error", what, "see to its log, and to CMDSVC_SSH_LISTEN here")]
     if needed:
         return [Finding("error", f"no server runs on {settings.data_dir}", "see to its log")]
+    return [_listening("SSH", settings.ssh_listen), _listening("HTTP", settings.http_listen)]
+
+
+def _listening(door: str, address: str) -> Finding:
+    host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))
         except OSError as error:
-            what = f"cannot listen on {settings.ssh_listen}: {error.strerror}"
-            return [Finding("error", what, "set CMDSVC_SSH_LISTEN to a free address")]
-    return [Finding("ok", f"can listen on {settings.ssh_listen}")]
+            return Finding(
+                "error",
+                f"cannot listen on {address}: {error.strerror}",
+                f"set {config.PREFIX}{door}_LISTEN to a free address",
+            )
+    return Finding("ok", f"can listen on {address}, {door}")
+
+
+def _tls(settings: Settings) -> list[Finding]:
+    try:
+        files = app.web_settings(settings).certificate
+        if files is None:
+            return []
+        Certificate(*files).open()
+    except CmdError as error:
+        return [Finding("error", error.what, error.hint)]
+    return [Finding("ok", f"HTTPS with {files[0]}")]
 
 
 async def _answers(host: str, port: int) -> bool:

@@ -5,13 +5,14 @@ The environment wins. Only `app` and `cli` read this; everything else is given v
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -71,6 +72,15 @@ def _destinations(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+def _networks(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        try:
+            ipaddress.ip_network(word, strict=False)
+        except ValueError:
+            raise ValueError(f"{word!r} is not an address or a network (10.0.0.0/8)") from None
+    return words
+
+
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -90,6 +100,7 @@ Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_words)]
 KeysUrl = Annotated[str, AfterValidator(_keys_url)]
 Destinations = Annotated[Words, AfterValidator(_destinations)]
 Address = Annotated[str, AfterValidator(_address)]
+Networks = Annotated[Words, AfterValidator(_networks)]
 
 
 class Settings(BaseSettings):
@@ -100,6 +111,7 @@ class Settings(BaseSettings):
     )
 
     ssh_listen: Address = "127.0.0.1:2222"
+    http_listen: Address = "127.0.0.1:8022"
     data_dir: Path = Path("var")
     keys_dir: Path = Path("keys")
     database_url: str | None = None
@@ -149,10 +161,30 @@ class Settings(BaseSettings):
     runs_keep: Duration = 30 * 86400.0
     """How long the records of runs are kept."""
     max_source: Size = 1 << 20
+    max_body: Size = 25 << 20
+    """Bytes of a request over HTTP."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """Of HTTP, as PEM; both or none."""
+    metrics_token: SecretStr = SecretStr("")
+    """Who wants the figures has to say it; "" where nobody has to."""
+    trusted_proxies: Networks = ()
+    """Addresses and networks of proxies that say truly who their client is."""
     max_connections: Annotated[int, Field(gt=0)] = 1000
-    """TCP connections at once, of whom at most a tenth (but 40) may be before the login's end,
-    half of them from one address."""
+    """TCP connections at once, by SSH and by HTTP.
+
+    Of those by SSH at most a tenth (but 40) may be before the login's end, half of them from one
+    address.
+    """
     login_timeout: Duration = 30.0
+    max_waiting: Annotated[int, Field(gt=0)] = 1000
+    """Deliveries of one command that have not ended."""
+    catch_up: Annotated[float, BeforeValidator(lambda v: parse_duration(str(v))), Field(ge=0)] = (
+        3600.0
+    )
+    """How late what a schedule says runs nevertheless, where the server was down."""
+    deliveries_keep: Duration = 7 * 86400.0
+    """How long a delivery is kept that has ended."""
     build_timeout: Duration = 300.0
     drain: Duration = 30.0
 

@@ -46,6 +46,7 @@ def demo() -> int:
             "CMDSVC_DATA_DIR": str(home / "var"),
             "CMDSVC_KEYS_DIR": str(home / "keys"),
             "CMDSVC_SSH_LISTEN": "127.0.0.1:0",
+            "CMDSVC_HTTP_LISTEN": "127.0.0.1:0",
             "CMDSVC_NETWORK_ALLOW": address,
             "CMDSVC_LOG": "json",
         }

@@ -56,6 +56,12 @@ class BusyError(CmdError):
     http_status = 503
 
 
+class TooManyError(BusyError):
+    """A limit of the caller's own is reached."""
+
+    http_status = 429
+
+
 class ForbiddenError(CmdError):
     """Known, but not allowed (EX_NOPERM)."""
 

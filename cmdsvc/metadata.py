@@ -11,8 +11,10 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
+from cmdsvc import cron
 from cmdsvc.errors import DataError
 from cmdsvc.model import Limits, Network
 
@@ -23,12 +25,40 @@ MAX_DESCRIPTION = 200
 """Characters."""
 MAX_ACCEPT_ENV = 64
 """Names."""
+MAX_ORIGINS = 32
 MAX_QUOTED = 128
 """Characters of an upload that an error repeats."""
 
 
 def valid_description(text: str) -> bool:
     return text.isprintable() and len(text) <= MAX_DESCRIPTION
+
+
+class Response(StrEnum):
+    """How a reply over HTTP is made of what the script writes."""
+
+    PLAIN = "plain"
+    """It is the body."""
+    CGI = "cgi"
+    """Header fields, a blank line, the body (RFC 3875 section 6)."""
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+"""What a script can take over HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """The table [http]: the script over HTTP."""
+
+    response: Response = Response.PLAIN
+    methods: tuple[str, ...] = ("GET", "HEAD", "POST")
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may call it; ("*",) for all."""
+    public: bool = False
+    """Whether it is for those too who say nothing of who they are."""
+    content_type: str = "text/plain; charset=utf-8"
+    """Of a plain reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +79,9 @@ class Metadata:
     """Whether what a run writes is kept, for `:logs`, although somebody reads it."""
     git_receive: bool = False
     """Whether it takes a git push."""
+    http: Http = Http()
+    schedule: str | None = None
+    """When it runs by itself: five fields of crontab(5), or @daily and its kind, in UTC."""
 
 
 def limits_of(metadata: Metadata, default: Limits) -> Limits:
@@ -155,10 +188,68 @@ def read(block: Block, limits: Limits | None) -> Metadata:
     fields: dict[str, Any] = {}
     for key, value in _toml(block).items():
         try:
-            fields[key] = _value(key, value, ceilings.get(key, math.inf))
+            if key == "http":
+                fields[key] = _http(value, block)
+            else:
+                fields[key] = _value(key, value, ceilings.get(key, math.inf))
         except ValueError as error:
             raise line_error(_line_of(key, block), f"{quote(key)}: {error}") from None
     return Metadata(**fields)
+
+
+def _http(table: object, block: Block) -> Http:
+    if not isinstance(table, dict):
+        raise ValueError("expected a table, [http]")  # noqa: TRY004 - the caller's word for it
+    fields: dict[str, Any] = {}
+    for key, value in table.items():
+        try:
+            fields[key] = _http_value(key, value)
+        except ValueError as error:
+            line = re.compile(rb"[ \t]*" + re.escape(key.encode()) + rb"[ \t]*=")
+            begin = _line_of("http", block) - block.first - 1
+            found = (i for i in range(begin, len(block.content)) if line.match(block.content[i]))
+            index = block.first + 1 + next(found, begin)
+            raise line_error(index, f"{quote('http.' + key)}: {error}") from None
+    return Http(**fields)
+
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")
+_CONTENT_TYPE = re.compile(
+    r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(; ?[\w!#$&^.+-]+=[\w!#$&^.+-]+){0,4}", re.ASCII
+)
+
+
+def _http_value(key: str, value: object) -> object:
+    match key, value:
+        case "response", "plain" | "cgi":
+            return Response(value)
+        case "response", _:
+            raise ValueError('expected "plain" or "cgi"')
+        case "methods", [*words] if words and all(word in METHODS for word in words):
+            return tuple(dict.fromkeys(words))
+        case "methods", _:
+            raise ValueError(f"expected a list of {', '.join(METHODS)}")
+        case "cors", bool():
+            return ("*",) if value else ()
+        case "cors", [*words] if len(words) <= MAX_ORIGINS and all(map(_is_origin, words)):
+            return tuple(words)
+        case "cors", _:
+            raise ValueError(
+                f'expected true, or a list of at most {MAX_ORIGINS} origins like "https://example.org"'
+            )
+        case "public", bool():
+            return value
+        case "public", _:
+            raise ValueError("expected true or false")
+        case "content_type", str() if _CONTENT_TYPE.fullmatch(value):
+            return value
+        case "content_type", _:
+            raise ValueError('expected a media type such as "application/json"')
+    raise ValueError("unknown key; there are content_type, cors, methods, public, response")
+
+
+def _is_origin(word: object) -> bool:
+    return isinstance(word, str) and (word == "*" or _ORIGIN.fullmatch(word) is not None)
 
 
 def _toml(block: Block) -> dict[str, Any]:
@@ -199,8 +290,6 @@ def _line_of(key: str | None, block: Block) -> int:
 
 
 def _value(key: str, value: object, ceiling: float) -> object:
-    if key in _LATER:
-        raise ValueError("not yet supported")
     if number := _NUMBERS.get(key):
         return number.read(value, ceiling)
     match key, value:
@@ -220,7 +309,14 @@ def _value(key: str, value: object, ceiling: float) -> object:
             return value
         case "keep_output" | "git_receive", _:
             raise ValueError("expected true or false")
-    known = ["description", "network", "accept_env", "keep_output", "git_receive", *_NUMBERS]
+        case "schedule", str():
+            return cron.parse(value).expression
+        case "schedule", _:
+            raise ValueError('expected an expression of crontab(5), such as "0 4 * * *"')
+    known = [
+        *("description", "network", "accept_env", "keep_output", "git_receive", "http", "schedule"),
+        *_NUMBERS,
+    ]
     raise ValueError(f"unknown key; there are {', '.join(sorted(known))}")
 
 
@@ -291,4 +387,3 @@ _NUMBERS: Mapping[str, _Number] = {
     "cpus": _Number("a number", 0.01, 4096, str),
     "pids": _Number("a whole number", 1, 1 << 22, str, whole=True),
 }
-_LATER = frozenset({"schedule", "http"})

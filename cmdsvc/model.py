@@ -52,6 +52,10 @@ class Via(StrEnum):
     CERTIFICATE = "certificate"
     """An OpenSSH user certificate of a trusted CA."""
     TOKEN = "token"  # noqa: S105 - a kind, no secret
+    ANONYMOUS = "anonymous"
+    """Nobody in particular, over HTTP: runs what its script says is for all (`[http] public`)."""
+    ITSELF = "itself"
+    """The service, for a command's owner: a delivery to a hook, or a schedule. It only runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,8 @@ class Command:
     """Who may run it beside them: users, ids of tokens, PUBLIC."""
     env: Mapping[str, bytes] = field(default_factory=dict)
     """Its owner's environment, each value sealed."""
+    anonymous: bool = False
+    """Whether its script is for those too whom nobody knows; filled in where one of them asks."""
 
     @property
     def full_name(self) -> str:
@@ -138,6 +144,10 @@ class Door(StrEnum):
     """By which way a run was asked for."""
 
     SSH = "ssh"
+    HTTP = "http"
+    WEBSOCKET = "websocket"
+    HOOK = "hook"
+    SCHEDULE = "schedule"
 
 
 SCRIPT_PATH = b"/run/cmd/main"
@@ -241,3 +251,109 @@ class Run:
     started_at: datetime
     ended_at: datetime | None = None
     outcome: Outcome | None = field(default=None)
+    token: str | None = None
+    """The id of the token by which it was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A way for others to have a command run: POST /hook/OWNER/NAME/HOOK."""
+
+    id: int
+    """The store's own; 0 before it is there."""
+    command: str
+    """OWNER/NAME."""
+    name: str
+    scheme: str
+    """How a request shows that it comes from who knows the secret."""
+    options: Mapping[str, str]
+    """Of the scheme: header, encoding, algorithm of `hmac`."""
+    secret: bytes
+    """Sealed."""
+    created_at: datetime
+    previous: bytes | None = None
+    """The secret before, sealed; it holds for a day after `rotated_at`."""
+    rotated_at: datetime | None = None
+    retries: int = 5
+    retry_any: bool = False
+    """Whether any failure is tried again, not only "try later" (75) and a time-out."""
+    ordered: bool = False
+    """Whether a delivery waits for the end of those before it."""
+
+
+class State(StrEnum):
+    """Of a delivery."""
+
+    WAITING = "waiting"
+    """For its time, for a worker, or for those before it."""
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    """For good, unless somebody replays it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What is to be run, and kept until it has: what came to a hook, or a schedule's moment."""
+
+    id: str
+    command: str
+    """OWNER/NAME."""
+    hook: str
+    """"" for a schedule's."""
+    event: str
+    """What it is about, in the sender's words; a schedule's planned moment (RFC 3339)."""
+    received_at: datetime
+    state: State = State.WAITING
+    attempt: int = 0
+    """How many were begun."""
+    due_at: datetime | None = None
+    """When the next attempt begins; None where none is to come."""
+    run: str | None = None
+    """The id of the last attempt's run."""
+    exit_status: int | None = None
+    message: str = ""
+    """How the last attempt ended, where there is more to say."""
+    env: Mapping[bytes, bytes] = field(default_factory=dict)
+    """The request's CGI variables, without credentials. Not in listings."""
+    body: bytes = b""
+    """Not in listings."""
+    size: int = 0
+    """Bytes of the body."""
+    retries: int = 5
+    retry_any: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a command runs by itself."""
+
+    command: str
+    expression: str
+    """Five fields of crontab(5), or @daily and its kind."""
+    zone: str
+    """Of the IANA time zone database."""
+    own: bool
+    """Set by `:schedule`; else it is the script's own (`schedule` in its metadata)."""
+    since: datetime
+    """From when on it counts."""
+    overlap: bool = False
+    """Whether it begins although the run before has not ended."""
+    last_at: datetime | None = None
+    """The planned moment that was dealt with last."""
+    last: str = ""
+    """What became of that: begun, missed, skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the first request under an Idempotency-Key was, and was answered."""
+
+    digest: bytes
+    """Of the request."""
+    run: str
+    """The id of its run."""
+    status: int | None = None
+    """None while it is under way."""
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""

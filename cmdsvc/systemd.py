@@ -1,4 +1,4 @@
-"""Under systemd: the socket that it passes, and what it is told; its unit is in `unit`."""
+"""Under systemd: the sockets that it passes, and what it is told; its units are in `units`."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ from cmdsvc.errors import UsageError
 
 FIRST = 3
 """The first descriptor that is passed (sd_listen_fds(3))."""
+HINT = "write ListenStream=[ADDRESS:]PORT, for SSH and then for HTTP"
 
 
-def listening_socket() -> socket.socket | None:
-    """The one that was passed to this process; None where it was not started so.
+def listening_sockets() -> list[socket.socket]:
+    """Those that were passed to this process: SSH's, and then HTTP's; each may be missing.
 
-    UsageError where it is not one TCP socket that listens.
+    UsageError where one is not a TCP socket that listens.
     """
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
-        return None
+        return []
     count = os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
-    hint = "write ListenStream=[ADDRESS:]PORT, once"
-    if count != "1" or not stat.S_ISSOCK(os.fstat(FIRST).st_mode):
-        raise UsageError(f"{count or 'no'} sockets were passed, and one is served", hint)
-    os.set_inheritable(FIRST, False)
-    sock = socket.socket(fileno=FIRST)
-    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if sock.family not in {socket.AF_INET, socket.AF_INET6} or not listens:
-        raise UsageError("what was passed is not a TCP socket that listens", hint)
-    sock.setblocking(False)
-    return sock
+    if count not in {"1", "2"}:
+        raise UsageError(f"{count or 'no'} sockets were passed, and two are served", HINT)
+    return [_listening(fd) for fd in range(FIRST, FIRST + int(count))]
+
+
+def _listening(fd: int) -> socket.socket:
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if sock.family in {socket.AF_INET, socket.AF_INET6} and listens:
+            sock.setblocking(False)
+            return sock
+        sock.detach()
+    raise UsageError("what was passed is not a TCP socket that listens", HINT)
 
 
 def notify(state: str) -> None:

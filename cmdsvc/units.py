@@ -12,13 +12,13 @@ from cmdsvc.config import PREFIX, Settings
 
 STATE = "/var/lib/cmdsvc"
 SECRETS = "/etc/cmdsvc.env"
-SECRET = frozenset({"database_url"})
+SECRET = frozenset({"database_url", "metrics_token"})
 """Settings that are not for a unit, which everybody can read."""
 
 UNIT = """\
 # {path}
 [Unit]
-Description=cmdsvc: shell scripts as a service over SSH
+Description=cmdsvc: shell scripts as a service over SSH and HTTP
 Wants=network-online.target
 After=network-online.target{after}
 
@@ -101,10 +101,12 @@ RestrictNamespaces=user mnt pid net ipc uts cgroup
 SOCKET = """\
 # {path}
 [Unit]
-Description=cmdsvc: the socket, open while the service is restarted
+Description=cmdsvc: the sockets, open while the service is restarted
 
 [Socket]
-ListenStream={listen}
+# For SSH and then for HTTP: the service tells them apart by their order.
+ListenStream={ssh}
+ListenStream={http}
 Backlog=512
 NoDelay=yes
 
@@ -134,7 +136,8 @@ def service_unit(settings: Settings) -> str:
 def socket_unit(settings: Settings) -> str:
     return SOCKET.format(
         path="/etc/systemd/system/cmdsvc.socket",
-        listen=settings.ssh_listen.removeprefix("0.0.0.0:"),
+        ssh=settings.ssh_listen.removeprefix("0.0.0.0:"),
+        http=settings.http_listen.removeprefix("0.0.0.0:"),
     )
 
 

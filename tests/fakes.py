@@ -67,6 +67,7 @@ class FakeEngine:
 
     name = "fake"
     networks = frozenset(Network)
+    warm = 0
 
     def __init__(self) -> None:
         self.here: set[str] = set()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from cmdsvc.config import Settings, add_operator, load, split_address
 from cmdsvc.errors import CmdError, UsageError
@@ -48,6 +49,7 @@ def wrong() -> str:
 
 DEFAULTS: dict[str, Any] = {
     "ssh_listen": "127.0.0.1:2222",
+    "http_listen": "127.0.0.1:8022",
     "data_dir": Path("var"),
     "keys_dir": Path("keys"),
     "database_url": None,
@@ -81,8 +83,16 @@ DEFAULTS: dict[str, Any] = {
     "output_max": 1 << 20,
     "outputs_keep": 1 << 30,
     "runs_keep": 30 * 86400.0,
+    "max_body": 25 << 20,
+    "tls_cert": None,
+    "tls_key": None,
+    "metrics_token": SecretStr(""),
+    "trusted_proxies": (),
     "max_connections": 1000,
     "login_timeout": 30.0,
+    "max_waiting": 1000,
+    "catch_up": 3600.0,
+    "deliveries_keep": 7 * 86400.0,
     "build_timeout": 300.0,
     "drain": 30.0,
 }
@@ -137,6 +147,16 @@ MEANINGS: list[tuple[str, str, Any]] = [
     ("runs_keep", "7d", 7 * 86400.0),
     ("max_connections", "9", 9),
     ("login_timeout", "500ms", 0.5),
+    ("http_listen", "0.0.0.0:80", "0.0.0.0:80"),
+    ("max_body", "1G", 1 << 30),
+    ("tls_cert", "/etc/tls/cert.pem", Path("/etc/tls/cert.pem")),
+    ("tls_key", "/etc/tls/key.pem", Path("/etc/tls/key.pem")),
+    ("metrics_token", "s3cr3t", SecretStr("s3cr3t")),
+    ("trusted_proxies", "10.0.0.1, fd00::/8", ("10.0.0.1", "fd00::/8")),
+    ("max_waiting", "5", 5),
+    ("catch_up", "0", 0.0),
+    ("catch_up", "10m", 600.0),
+    ("deliveries_keep", "1d", 86400.0),
     ("build_timeout", "1d", 86400.0),
     ("drain", "2m", 120.0),
 ]

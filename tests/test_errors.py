@@ -16,6 +16,7 @@ STATUSES = {
     "InternalError": (70, 500),
     "ExistsError": (73, 409),
     "BusyError": (75, 503),
+    "TooManyError": (75, 429),
     "ForbiddenError": (77, 403),
     "TimedOutError": (124, 504),
     "EngineError": (125, 502),

@@ -24,6 +24,12 @@ if [ "$what" = test ]; then
   need libc6-dev gcc
   need mmdebstrap mmdebstrap
   need git git
+  need curl curl
+  need openssl openssl
+  need nginx-light nginx
+  need caddy caddy
+  need curl curl
+  need webhook webhook
   # Debian keeps its programs off the PATH.
   ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql initdb
 fi

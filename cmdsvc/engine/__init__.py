@@ -143,6 +143,11 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def warm(self) -> int:
+        """Sandboxes that are made and wait for a run; 0 for what makes none beforehand."""
+        ...
+
     async def open(self, *, beside: bool = False) -> None:
         """Makes it ready, and removes what a dead server of the same instance left behind.
 

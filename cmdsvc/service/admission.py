@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 
-from cmdsvc.errors import BusyError
+from cmdsvc.errors import BusyError, TooManyError
 
 WAITING = 256
 """Who may wait at once; then the longest line gives up its newest."""
@@ -118,7 +118,7 @@ class Admission:
     def _refusal(self, user: str) -> BusyError:
         self.refused += 1
         if self._running[user] >= self.most_per_user:
-            return BusyError(
+            return TooManyError(
                 f"{self.most_per_user} runs of yours go on, which is the limit",
                 "wait for one to end, or see :runs and :kill",
             )

@@ -15,6 +15,7 @@ from cmdsvc.engine import Engine, Invocation, Progress
 from cmdsvc.errors import BusyError, DataError, EngineError, printable
 from cmdsvc.model import SEARCH_PATH, Limits, Network, Outcome, Reason
 from cmdsvc.recipe import Recipe
+from cmdsvc.service.figures import Figures
 
 AT_ONCE = 2
 WAITING = 32
@@ -70,8 +71,9 @@ class _Build:
 
 
 class Builds:
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, figures: Figures) -> None:
         self._engine = engine
+        self._figures = figures
         self._limits = limits
         self._building: dict[tuple[str, bool], _Build] = {}
         """The newest ones, by digest and `again`."""
@@ -144,7 +146,8 @@ class Builds:
             async with self._turns.setdefault(digest, asyncio.Lock()), self._room:
                 build.begun = True
                 try:
-                    await self._engine.build(build.recipe, build.tell, again=build.again)
+                    with self._figures.building():
+                        await self._engine.build(build.recipe, build.tell, again=build.again)
                 finally:  # it may have failed with the layer in place
                     self._ended += 1
                     for known in [known for known in self._programs if known[0] == digest]:

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import difflib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cmdsvc import image as images
-from cmdsvc.access import Action, Verdict, may
+from cmdsvc.access import LIMITED, Action, Verdict, may
 from cmdsvc.engine import Progress
 from cmdsvc.errors import (
     BusyError,
@@ -22,7 +22,7 @@ from cmdsvc.errors import (
     printable,
 )
 from cmdsvc.metadata import MAX_DESCRIPTION, valid_description
-from cmdsvc.model import READY_MADE, Command, Identity, Limits, Network, check_name
+from cmdsvc.model import READY_MADE, Command, Identity, Limits, Network, Via, check_name
 from cmdsvc.recipe import Recipe, recipe
 from cmdsvc.script import Script, parse
 from cmdsvc.service.builds import Builds
@@ -77,6 +77,7 @@ class Commands:
                 author=identity.user,
                 digest=layer.digest,
                 created_at=datetime.now(UTC),
+                schedule=script.metadata.schedule,
             )
 
     async def import_(
@@ -127,6 +128,7 @@ class Commands:
                 author=identity.user,
                 digest=layer.digest,
                 created_at=datetime.now(UTC),
+                schedule=script.metadata.schedule,
             )
 
     async def rebuild(self, command: Command, progress: Progress) -> None:
@@ -155,6 +157,9 @@ class Commands:
             command = await self._store.find(owner, short)
         if command is None and ("/" not in name or owner == READY_MADE):
             command = self._ready_made.find(short)
+        if command is not None and identity.via is Via.ANONYMOUS:
+            script, _ = await asyncio.to_thread(self.parse, command.version.source)
+            command = replace(command, anonymous=script.metadata.http.public)
         verdict = may(identity, action, command)
         if command is None or verdict is Verdict.UNKNOWN:
             raise await self._not_found(identity, name)
@@ -164,6 +169,13 @@ class Commands:
                 f"ask {command.owner}" if command.owner != READY_MADE else "copy it with :source",
             )
         return command
+
+    async def named(self, full_name: str) -> Command | None:
+        """What OWNER/NAME is, whoever asks: for what a door tells everybody."""
+        owner, _, name = full_name.partition("/")
+        if owner == READY_MADE:
+            return self._ready_made.find(name)
+        return await self._store.find(owner, name)
 
     async def list(self, identity: Identity, *, all_: bool) -> list[Listing]:
         """The caller's own commands; `all_`: others' that he may run, and the ready-made, too."""
@@ -254,8 +266,9 @@ class Commands:
         )
 
     async def _not_found(self, identity: Identity, name: str) -> NotFoundError:
-        own = () if identity.token else await self._store.names(identity.user)
-        known = [*own, *self._ready_made.commands]
+        known = list(self._ready_made.commands)
+        if identity.via not in LIMITED:  # a token is not told its maker's commands
+            known += await self._store.names(identity.user)
         near = difflib.get_close_matches(name.rpartition("/")[2], known, n=1, cutoff=0.7)
         return NotFoundError(
             f"no command {name}",

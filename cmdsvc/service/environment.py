@@ -10,7 +10,7 @@ from cmdsvc.metadata import RESERVED, VARIABLE
 from cmdsvc.model import Command, Identity
 from cmdsvc.sealing import OVERHEAD, Sealer
 from cmdsvc.service.commands import Commands
-from cmdsvc.store import Reseal, Store
+from cmdsvc.store import Place, Reseal, Store
 
 VALUE_MAX = 64 << 10
 """Bytes. The kernel takes no more than 128 KB, name included (execve(2), MAX_ARG_STRLEN)."""
@@ -78,7 +78,7 @@ class Environment:
         }
 
 
-def place(owner: str, command: str, name: str) -> tuple[str, ...]:
+def place(owner: str, command: str, name: str) -> Place:
     """Where a value belongs, as its seal has it."""
     return ("env", owner, command, name)
 
@@ -86,9 +86,10 @@ def place(owner: str, command: str, name: str) -> tuple[str, ...]:
 def resealing(sealer: Sealer, old: str, new: str) -> Reseal:
     """For `Store.rename_user`: a value of the old owner's becomes the new one's."""
 
-    def reseal(command: str, name: str, sealed: bytes) -> bytes:
-        value = sealer.open(sealed, *place(old, command, name))
-        return sealer.seal(value, *place(new, command, name))
+    def reseal(place: Place, sealed: bytes) -> bytes:
+        kind, _, command, name = place
+        value = sealer.open(sealed, kind, old, command, name)
+        return sealer.seal(value, kind, new, command, name)
 
     return reseal
 

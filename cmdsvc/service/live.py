@@ -97,6 +97,10 @@ class Live:
         NotFoundError (127) for a run that is not the caller's to see.
         """
         await self._known(identity, run_id, Action.LOGS)
+        return await self.written(run_id, follow=follow)
+
+    async def written(self, run_id: str, *, follow: bool) -> AsyncIterator[Piece] | None:
+        """As `output`, for a door that knows that the caller may."""
         going = self._going.get(run_id)
         if going is not None and going.kept is not None:
             return going.kept.follow() if follow else _each(pieces_of(going.kept.output()))
@@ -109,11 +113,15 @@ class Live:
         NotFoundError (127) for a run that is not the caller's to kill.
         """
         run = await self._known(identity, run_id, Action.KILL)
+        return await self.end(run, identity)
+
+    async def end(self, run: Run, identity: Identity) -> bool:
+        """As `kill`, for a door that knows that the caller may."""
         if run.outcome is not None:
             return False
-        going = self._going.get(run_id)
+        going = self._going.get(run.id)
         if going is None:
-            raise BusyError(f"run {run_id} is not of this server", "kill it where it runs")
+            raise BusyError(f"run {run.id} is not of this server", "kill it where it runs")
         await self._end([going], identity.user)
         killed = going.run.outcome is not None and going.run.outcome.reason is Reason.KILLED
         if killed and run.user != identity.user:
@@ -162,17 +170,31 @@ class Live:
         going = self._going.get(run.id)
         return run if going is None else going.run
 
+    async def of_token(self, identity: Identity, run_id: str) -> Run:
+        """A run that this token asked for. NotFoundError (127) for any other."""
+        run = await self._find(run_id)
+        if run is None or identity.token is None or run.token != identity.token:
+            raise NotFoundError(f"no run {one_line(run_id)[:80]} of this token")
+        return run
+
+    def here(self, run: Run) -> bool:
+        """Whether it goes on on this server."""
+        return run.id in self._going
+
     async def _known(self, identity: Identity, run_id: str, action: Action) -> Run:
         _check(identity)
-        going = self._going.get(run_id)
-        run = None if going is None else going.run
-        if run is None and RUN_ID.fullmatch(run_id):
-            run = await self._store.run(run_id)
+        run = await self._find(run_id)
         if run is None or not (
             run.user == identity.user or await self._may(identity, action, run.command)
         ):
             raise NotFoundError(f"no run {one_line(run_id)[:80]}", "see :runs")
         return run
+
+    async def _find(self, run_id: str) -> Run | None:
+        going = self._going.get(run_id)
+        if going is not None:
+            return going.run
+        return await self._store.run(run_id) if RUN_ID.fullmatch(run_id) else None
 
     async def _may(self, identity: Identity, action: Action, command: str) -> bool:
         owner, _, name = command.partition("/")

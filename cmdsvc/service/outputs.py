@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ class Watched:
     kept: Kept | None
     written: int = 0
     """Bytes."""
+    first_at: float | None = None
+    """When the first of them was written, by the monotonic clock."""
 
     def stdin(self) -> AsyncIterator[bytes]:
         return self.caller.stdin()
@@ -147,6 +150,8 @@ class Watched:
         return self.caller.events()
 
     def write(self, fd: int, data: bytes) -> Coroutine[Any, Any, None]:
+        if self.first_at is None:
+            self.first_at = time.monotonic()
         self.written += len(data)
         if self.kept is not None:
             self.kept.add(fd, data)

@@ -15,13 +15,21 @@ log = logging.getLogger("cmdsvc")
 
 PERIOD = 3600.0
 """Seconds between two times that what is too old is removed."""
+ANSWERS_KEPT = timedelta(days=1)
+"""How long an Idempotency-Key counts."""
 
 
 class Retention:
-    """`runs_keep`: seconds after its end that a run is kept; `outputs_keep`: bytes of output in all."""
+    """`runs_keep`: seconds after its end that a run is kept; `outputs_keep`: bytes of output in all.
 
-    def __init__(self, store: Store, runs_keep: float, outputs_keep: int) -> None:
+    `deliveries_keep`: seconds after its end that a delivery is.
+    """
+
+    def __init__(
+        self, store: Store, runs_keep: float, outputs_keep: int, deliveries_keep: float
+    ) -> None:
         self._store = store
+        self._deliveries_keep = timedelta(seconds=deliveries_keep)
         self._runs_keep = timedelta(seconds=runs_keep)
         self._outputs_keep = outputs_keep
 
@@ -30,10 +38,13 @@ class Retention:
 
         `dry_run`: tells what it would remove.
         """
-        retire = self._store.would_retire if dry_run else self._store.retire_runs
-        return await retire(
-            before=datetime.now(UTC) - self._runs_keep, bytes_kept=self._outputs_keep
-        )
+        now = datetime.now(UTC)
+        before = now - self._runs_keep
+        if dry_run:
+            return await self._store.would_retire(before=before, bytes_kept=self._outputs_keep)
+        await self._store.retire_deliveries(before=now - self._deliveries_keep)
+        await self._store.retire_answers(before=now - ANSWERS_KEPT)
+        return await self._store.retire_runs(before=before, bytes_kept=self._outputs_keep)
 
     @contextlib.asynccontextmanager
     async def regularly(self) -> AsyncIterator[None]:

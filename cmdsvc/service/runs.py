@@ -9,15 +9,15 @@ import re
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from cmdsvc import __version__
 from cmdsvc.access import Action, Verdict, may
 from cmdsvc.engine import Agent, Engine, Invocation
 from cmdsvc.errors import BusyError, CmdError, EngineError, NotExecutableError, UsageError
-from cmdsvc.metadata import limits_of
+from cmdsvc.metadata import Http, limits_of
 from cmdsvc.model import (
     SCRIPT_PATH,
     SEARCH_PATH,
@@ -39,6 +39,7 @@ from cmdsvc.service.admission import Admission, shutting_down
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands
 from cmdsvc.service.environment import Environment
+from cmdsvc.service.figures import Figures
 from cmdsvc.service.live import Going, Live
 from cmdsvc.service.outputs import Kept, Nobody, Watched
 from cmdsvc.store import Store
@@ -55,6 +56,14 @@ ARG_MAX = 128 << 10
 """Bytes of one argument with its NUL, above which Linux executes nothing (execve(2))."""
 ENV_MAX = 64 << 10
 """Bytes of environment that are taken from a caller."""
+WITH_BODY = (b"/bin/sh", b"-c", b'cat >body && exec "$@" <body', b"sh")
+"""Goes before a program that is to find its stdin as a file too."""
+
+
+def run_id() -> str:
+    """16 characters of 0-9 a-v: the time in ms, then 32 random bits; later ones sort later."""
+    raw = int(time.time() * 1000).to_bytes(6, "big") + secrets.token_bytes(4)
+    return base64.b32hexencode(raw).decode().lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,16 @@ class Request:
     """The caller's, where he lets it be used."""
     git: bool = False
     """Whether a git client asks, to push."""
+    variables: Mapping[bytes, bytes] = field(default_factory=dict)
+    """What the door says of the request (CGI, RFC 3875; HOOK_*): the owner's environment wins."""
+    id: str = field(default_factory=run_id)
+    """The run's."""
+    body_file: bool = False
+    """Whether the script finds its stdin as the file /cmd/body too."""
+    keep: bool = False
+    """Whether what it writes is kept, for `:logs`, whatever its script says."""
+    command: Command | None = None
+    """What `Runs.find` has found for this caller; None: it is found by its name."""
 
 
 class Runs:
@@ -86,6 +105,7 @@ class Runs:
         commands: Commands,
         env: Environment,
         *,
+        figures: Figures,
         limits: Limits,
         admission: Admission,
         output_max: int,
@@ -95,6 +115,7 @@ class Runs:
         self._builds = builds
         self._commands = commands
         self._env = env
+        self._figures = figures
         self._limits = limits
         self._output_max = output_max
         self._detached: set[asyncio.Task[None]] = set()
@@ -118,24 +139,41 @@ class Runs:
         """
         return await self._run(request, caller, None)
 
-    async def detach(self, request: Request) -> str:
+    async def find(self, identity: Identity, name: str) -> tuple[Command, Script]:
+        """What `name` means to a caller who may run it, for a Request. Errors: as `Commands.find`."""
+        command = await self._commands.find(identity, name, Action.RUN)
+        return command, self._parse(command)[0]
+
+    async def http(self, full_name: str) -> Http | None:
+        """What a command (OWNER/NAME) says of itself over HTTP, whoever asks."""
+        command = await self._commands.named(full_name)
+        return None if command is None else self._parse(command)[0].metadata.http
+
+    async def detach(
+        self,
+        request: Request,
+        caller: Caller | None = None,
+        over: Callable[[], None] = lambda: None,
+    ) -> str:
         """Begins a run that goes on without its caller, its output kept; returns its id.
 
-        Errors: as `run`, until it has begun. It counts within the limits like any other.
+        `caller` is who has left something on its stdin; `over` is called at its end, or where it
+        could not begin. Errors: as `run`, until it has begun. It counts within the limits like any other.
         """
         begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._alone(request, begun))
+        task = asyncio.create_task(self._alone(request, caller or Nobody(), begun))
         self._detached.add(task)
         task.add_done_callback(self._detached.discard)
+        task.add_done_callback(lambda _: over())
         try:
             return await begun
         except asyncio.CancelledError:
             task.cancel()  # nobody has got its id
             raise
 
-    async def _alone(self, request: Request, begun: asyncio.Future[str]) -> None:
+    async def _alone(self, request: Request, caller: Caller, begun: asyncio.Future[str]) -> None:
         try:
-            outcome = await self._run(replace(request, agent=None), Nobody(), begun)
+            outcome = await self._run(replace(request, agent=None), caller, begun)
             if not begun.done():
                 raise BusyError(f"it was stopped before it began: {outcome.message}", "try again")  # noqa: TRY301 - told like what fails earlier
         except Exception as error:
@@ -149,30 +187,44 @@ class Runs:
     ) -> Outcome:
         """`begun` is told the id of a detached run."""
         user = request.identity.user
-        if self.draining:
-            raise shutting_down()
-        if self.closed:
-            raise BusyError(self.closed, "no new runs until then; try again later")
-        if not self.admission.enter(user):
-            await self.admission.wait(user)
+        asked = time.monotonic()
         try:
-            command = await self._commands.find(request.identity, request.name, Action.RUN)
+            await self._admit(user)
+        except CmdError as error:
+            self._figures.refused(request.door, error)
+            raise
+        try:
+            command = request.command or await self._commands.find(
+                request.identity, request.name, Action.RUN
+            )
             run = Run(
-                id=run_id(),
+                id=request.id,
                 command=command.full_name,
                 version=command.version.number,
                 user=user,
                 door=request.door,
                 started_at=datetime.now(UTC),
+                token=request.identity.token,
             )
             script, recipe = self._parse(command)
             invocation = self._invocation(run, request, command, script, recipe)
-            keep = begun is not None or script.metadata.keep_output
+            keep = begun is not None or request.keep or script.metadata.keep_output
             watched = Watched(caller, Kept(self._output_max) if keep else None)
             going = Going(run, request.identity, watched)
-            return await self._recorded(going, self._started(going, invocation, begun))
+            return await self._recorded(going, self._started(going, invocation, begun), asked)
         finally:
             self.admission.leave(user)
+
+    async def _admit(self, user: str) -> None:
+        """Takes a slot, which is to be left."""
+        if self.draining:
+            raise shutting_down()
+        if self.closed:
+            raise BusyError(self.closed, "no new runs until then; try again later")
+        if not self.admission.enter(user):
+            asked = time.monotonic()
+            await self.admission.wait(user)
+            self._figures.waited(time.monotonic() - asked)
 
     def _invocation(
         self, run: Run, request: Request, command: Command, script: Script, recipe: Recipe
@@ -184,7 +236,11 @@ class Runs:
         return Invocation(
             run_id=run.id,
             recipe=recipe,
-            argv=(*((SCRIPT_PATH,) if script.utility is None else script.utility), *request.args),
+            argv=(
+                *(WITH_BODY if request.body_file and script.utility != () else ()),
+                *((SCRIPT_PATH,) if script.utility is None else script.utility),
+                *request.args,
+            ),
             script=script.body,
             env=environment(run, request, command, script, self._env.opened(command)),
             limits=self._limits_of(request, script),
@@ -220,15 +276,20 @@ class Runs:
             job = await self._engine.start(invocation)
         return await relay(going.watched, job, timeout=invocation.limits.timeout)
 
-    async def _recorded(self, going: Going, running: Coroutine[None, None, Outcome]) -> Outcome:
-        """The outcome of `running`, recorded whatever it is, also when this task is cancelled."""
+    async def _recorded(
+        self, going: Going, running: Coroutine[None, None, Outcome], asked: float
+    ) -> Outcome:
+        """The outcome of `running`, recorded whatever it is, also when this task is cancelled.
+
+        `asked`: when, by the monotonic clock.
+        """
         outcome = Outcome(70, Reason.ENGINE, "internal error")
-        begun = time.monotonic()
         self.live.add(going)
         try:
             outcome = await going.stoppable(running)
         except CmdError as error:
             outcome = Outcome(error.exit_status, Reason.ENGINE, str(error))
+            self._figures.failed(error)
             raise
         except asyncio.CancelledError:
             outcome = Outcome(129, Reason.HANGUP, "the caller went away")
@@ -236,12 +297,17 @@ class Runs:
         except LookupError as error:
             raise EngineError("the image is not there", "upload the script again") from error
         finally:
-            ending = self._over(going, outcome, time.monotonic() - begun)
+            ending = self._over(going, outcome, asked)
         if going.kept is not None:
             await asyncio.shield(ending)  # who knows of the end can ask for the output
         return outcome
 
-    def _over(self, going: Going, outcome: Outcome, seconds: float) -> asyncio.Task[None]:
+    def _over(self, going: Going, outcome: Outcome, asked: float) -> asyncio.Task[None]:
+        seconds = time.monotonic() - asked
+        first = going.watched.first_at
+        self._figures.ended(
+            going.run.door, outcome, seconds, None if first is None else first - asked
+        )
         going.run = run = replace(going.run, ended_at=datetime.now(UTC), outcome=outcome)
         self.ended[outcome.reason] += 1
         if going.kept is not None:
@@ -261,7 +327,8 @@ class Runs:
             if going.kept is not None:
                 await self._store.keep_output(run.id, going.kept.output())
             await self._store.end_run(run.id, run.ended_at or datetime.now(UTC), outcome)
-        except CmdError:
+        except CmdError as error:
+            self._figures.failed(error)
             log.exception("the end of a run was not recorded", extra={"fields": {"run": run.id}})
         finally:
             self.live.remove(going)
@@ -325,12 +392,6 @@ class Runs:
                 await asyncio.wait(tasks)
 
 
-def run_id() -> str:
-    """16 characters of 0-9 a-v: the time in ms, then 32 random bits; later ones sort later."""
-    raw = int(time.time() * 1000).to_bytes(6, "big") + secrets.token_bytes(4)
-    return base64.b32hexencode(raw).decode().lower()
-
-
 def environment(
     run: Run, request: Request, command: Command, script: Script, owners: Mapping[bytes, bytes]
 ) -> dict[bytes, bytes]:
@@ -355,6 +416,7 @@ def environment(
     user = request.identity.user.encode()
     return {
         **env,
+        **request.variables,
         **owners,
         b"PATH": SEARCH_PATH,
         b"HOME": WORK_DIR,

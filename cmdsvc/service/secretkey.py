@@ -11,8 +11,7 @@ from pathlib import Path
 from cmdsvc.errors import CmdError
 from cmdsvc.model import Entry
 from cmdsvc.sealing import BrokenSealError, Keys, Sealer, parse, render
-from cmdsvc.service.environment import place
-from cmdsvc.store import Store
+from cmdsvc.store import Place, Store
 
 FILE = "secret.key"
 BATCH = 100
@@ -51,32 +50,46 @@ async def rotate(folder: Path, store: Store, *, lost: bool = False) -> tuple[int
     count, broken = await _reseal(store, Sealer(keys))
     if broken and not lost:
         raise CmdError(
-            f"no key opens {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else ""),
+            f"no key opens {_words(broken[0])}"
+            + (f" and {len(broken) - 1} more" if broken[1:] else ""),
             "cmdsvc rotate-key --lost removes such values; the old key is kept until then",
         )
-    for owner, command, name in (words.split("/") for words in broken):
-        await store.set_env(owner, command, put={}, remove=[name], by="")
+    for place in broken:
+        await _remove(store, place)
     await store.record(
         Entry(datetime.now(UTC), "", "rotate-key", keys.id, f"{count} values sealed anew")
     )
     _write(path, keys.settled())
-    return count, broken
+    return count, list(map(_words, broken))
 
 
-async def _reseal(store: Store, sealer: Sealer) -> tuple[int, list[str]]:
-    """How many values were sealed anew, and which do not open (OWNER/COMMAND/NAME)."""
-    count, broken = 0, list[str]()
-    batch: list[tuple[str, str, str, bytes, bytes]] = []
-    async for owner, command, name, value in store.sealed():
+async def _remove(store: Store, place: Place) -> None:
+    kind, owner, command, name = place
+    if kind == "hook":  # without its secret nothing that comes to it can be believed
+        await store.remove_hook(owner, command, name, by="")
+    else:
+        await store.set_env(owner, command, put={}, remove=[name], by="")
+
+
+def _words(place: Place) -> str:
+    kind, owner, command, name = place
+    return f"the hook {owner}/{command}/{name}" if kind == "hook" else f"{owner}/{command}/{name}"
+
+
+async def _reseal(store: Store, sealer: Sealer) -> tuple[int, list[Place]]:
+    """How many values were sealed anew, and where those are that do not open."""
+    count, broken = 0, list[Place]()
+    batch: list[tuple[Place, bytes, bytes]] = []
+    async for place, value in store.sealed():
         if sealer.is_current(value):
             continue
-        where = place(owner, command, name)
         try:
-            fresh = sealer.seal(sealer.open(value, *where), *where)
+            fresh = sealer.seal(sealer.open(value, *place), *place)
         except BrokenSealError:
-            broken.append(f"{owner}/{command}/{name}")
+            if place not in broken:  # a hook has two
+                broken.append(place)
             continue
-        batch.append((owner, command, name, value, fresh))
+        batch.append((place, value, fresh))
         if len(batch) == BATCH:
             count += await store.reseal(batch)
             batch.clear()
@@ -91,7 +104,7 @@ async def _checked(path: Path, store: Store) -> Keys | None:
             raise CmdError(f"{path} is not there, and the store holds what only it opens", _LOST)
         return None
     sealer = Sealer(keys)
-    async for owner, command, name, value in store.sealed():
+    async for (_, owner, command, name), value in store.sealed():
         if not sealer.knows(value):
             raise CmdError(
                 f"{path} is not the key to this store: it does not open {name} of {owner}/{command}",

@@ -14,9 +14,9 @@ import asyncssh
 from cmdsvc import __version__
 from cmdsvc.errors import CmdError
 from cmdsvc.model import TOKEN_PREFIX, Identity
+from cmdsvc.service.failures import Failures
 from cmdsvc.service.top import Resource
 from cmdsvc.ssh.blobs import SIGNATURES, fingerprint
-from cmdsvc.ssh.failures import Failures
 from cmdsvc.ssh.identities import Identities, Login
 from cmdsvc.ssh.link import Link
 from cmdsvc.ssh.session import Session

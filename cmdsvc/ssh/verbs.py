@@ -19,9 +19,11 @@ from cmdsvc.relay import Caller
 from cmdsvc.service.commands import Commands
 from cmdsvc.service.editor import Editor
 from cmdsvc.service.environment import Environment
+from cmdsvc.service.hooks import Hooks
 from cmdsvc.service.keeping import Keeping
 from cmdsvc.service.notices import Notices
 from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.schedules import Schedules
 from cmdsvc.service.sharing import Sharing
 from cmdsvc.service.top import Top
 from cmdsvc.service.versions import Versions
@@ -29,6 +31,7 @@ from cmdsvc.ssh.ownkeys import OwnKeys
 
 PROGRESS_MAX = 1000
 """Lines of progress kept for a client that reads slowly; the oldest are dropped."""
+LINE_BREAKS = (b"\r\n", b"\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Services:
     runs: Runs
     sharing: Sharing
     env: Environment
+    hooks: Hooks
+    schedules: Schedules
     top: Top
     versions: Versions
     keys: OwnKeys
@@ -134,6 +139,20 @@ class Call:
             if end:
                 break
         return b"".join(parts)
+
+    async def value(self, most: int, example: str) -> bytes:
+        """All of stdin, less one line break at its end; no more than is more than `most` bytes."""
+        if self.terminal:  # where what is typed would have to be hidden, and edited
+            raise UsageError("a value is read from a pipe", f"ssh HOST {example} < FILE")
+        value = bytearray()
+        async for data in self.caller.stdin():
+            value += data
+            if len(value) > most + max(map(len, LINE_BREAKS)):
+                break
+        for ending in LINE_BREAKS:
+            if value.endswith(ending):
+                return bytes(value.removesuffix(ending))
+        return bytes(value)
 
     @contextlib.asynccontextmanager
     async def progress(self) -> AsyncIterator[Progress]:

@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from cmdsvc.model import Command, Entry, Outcome, Output, Run, Token, Version, VersionInfo
+from cmdsvc.model import (
+    Answer,
+    Command,
+    Delivery,
+    Entry,
+    Hook,
+    Outcome,
+    Output,
+    Run,
+    Schedule,
+    State,
+    Token,
+    Version,
+    VersionInfo,
+)
 from cmdsvc.store.kinds import Found, kind
 
 
@@ -37,8 +52,54 @@ class Notice:
     closed: bool = False
 
 
-Reseal = Callable[[str, str, bytes], bytes]
-"""Takes a command, a name and its sealed value, and returns another sealed value."""
+class Taken(Enum):
+    """What became of a delivery that is to be stored."""
+
+    NEW = auto()
+    REPEATED = auto()
+    """It is here already: the sender sent it again."""
+    FULL = auto()
+    """Too many wait for this command; it is not stored."""
+
+
+class Ticked(Enum):
+    """What became of a schedule's moment."""
+
+    BEGUN = auto()
+    TAKEN = auto()
+    """Another server has dealt with it, or it is not scheduled any more."""
+    SKIPPED = auto()
+    """The run before has not ended, or too many wait; noted."""
+    MISSED = auto()
+    """As it was asked for; noted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A delivery to be stored. `hook_id` None: it is a schedule's."""
+
+    delivery: Delivery
+    hook_id: int | None
+    same: str
+    """What a repetition has too: the sender's id of it, or a digest."""
+    window: float | None
+    """Seconds for which an equal `same` is a repetition; None: as long as the first is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    waiting: int
+    running: int
+    failed: int
+    oldest: datetime | None
+    """When the oldest that waits was received."""
+
+
+Place = tuple[str, str, str, str]
+"""Where a sealed value is: "env" (a variable) or "hook" (a secret), owner, command, name."""
+
+Reseal = Callable[[Place, bytes], bytes]
+"""Takes a place and its sealed value, and returns another sealed value."""
 
 
 class Store(Protocol):
@@ -70,8 +131,9 @@ class Store(Protocol):
         author: str,
         digest: str,
         created_at: datetime,
+        schedule: str | None = None,
     ) -> Command:
-        """A command with its version 1; `digest` is its recipe's.
+        """A command with its version 1; `digest` is its recipe's, `schedule` the script's own.
 
         ExistsError (73) if there is one of that name; of several calls at once, one succeeds.
         ForbiddenError (77) if `owner` is not, or no longer, a user.
@@ -88,6 +150,7 @@ class Store(Protocol):
         author: str,
         digest: str,
         created_at: datetime,
+        schedule: str | None = None,
     ) -> Command:
         """A new current version, numbered one above the highest that the command ever had.
 
@@ -136,6 +199,7 @@ class Store(Protocol):
     async def mark_lost(self, now: datetime) -> int:
         """Ends, as lost, the runs of this server that have no end; returns how many they were.
 
+        Its requests under way (`begin_answer`) are then answered: 500, with nothing.
         To be called at start-up, before any run.
         """
         ...
@@ -197,17 +261,17 @@ class Store(Protocol):
         """Sealed values by name. The record has the names."""
         ...
 
-    def sealed(self) -> AsyncIterator[tuple[str, str, str, bytes]]:
-        """Every sealed value: owner, command, name, value; for a new key.
+    def sealed(self) -> AsyncIterator[tuple[Place, bytes]]:
+        """Every sealed value, for a new key. A hook has two of them while both secrets hold.
 
         Few at a time; `reseal` may be called meanwhile.
         """
         ...
 
-    async def reseal(self, values: Sequence[tuple[str, str, str, bytes, bytes]]) -> int:
+    async def reseal(self, values: Sequence[tuple[Place, bytes, bytes]]) -> int:
         """Replaces sealed values where they still are what they were; how many were.
 
-        Each is owner, command, name, old, new.
+        Each is place, old, new.
         """
         ...
 
@@ -253,8 +317,9 @@ class Store(Protocol):
     ) -> bool:
         """With commands, grants, tokens and runs. ExistsError where `new` is taken.
 
-        Sealed values are bound to their owner's name: `reseal` makes them the new one's, and what
-        it raises takes all of it back. None leaves them as they are, which then nobody opens.
+        Sealed values are bound to their owner's name: `reseal`, which gets their new place, makes
+        them the new one's, and what it raises takes all of it back. None leaves them as they are,
+        which then nobody opens.
         """
         ...
 
@@ -300,14 +365,150 @@ class Store(Protocol):
     async def usage(self) -> dict[str, int]:
         """How much is kept.
 
-        Rows as users, commands, versions, runs, tokens, entries, outputs; bytes as source_bytes,
-        output_bytes.
+        Rows as users, commands, versions, runs, tokens, entries, outputs, deliveries; bytes as
+        source_bytes, output_bytes.
         """
         ...
 
     async def notice(self) -> Notice | None: ...
 
     async def set_notice(self, notice: Notice | None, *, by: str) -> None: ...
+
+    # Hooks, deliveries and schedules.
+
+    async def add_hook(self, hook: Hook, *, by: str) -> Hook:
+        """With its id. ExistsError (73) for a name the command has; NotFoundError: it is gone."""
+        ...
+
+    async def hooks(self, owner: str, name: str) -> list[Hook]:
+        """Of a command, sorted by name."""
+        ...
+
+    async def hook(self, owner: str, name: str, hook: str) -> Hook | None:
+        """One indexed read: it begins every delivery."""
+        ...
+
+    async def rotate_hook(self, hook: Hook, secret: bytes, at: datetime, *, by: str) -> Hook:
+        """A new sealed secret; the one before becomes `previous`. NotFoundError: it is gone."""
+        ...
+
+    async def remove_hook(self, owner: str, name: str, hook: str, *, by: str) -> bool:
+        """With its deliveries."""
+        ...
+
+    async def accept(self, arrival: Arrival, *, most: int) -> tuple[Taken, str]:
+        """Stores a delivery unless `most` of its command wait already; its id, or the first's.
+
+        On return it survives a power failure. Several at once are one commit. NotFoundError where
+        the command or the hook is gone.
+        """
+        ...
+
+    async def claim(
+        self, now: datetime, until: datetime, limit: int, *, apart: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Takes what is due and nobody's, the earliest first, for this server until `until`.
+
+        Nothing of the owners `apart`, who have enough for now.
+        Each has its `attempt` counted up. What another server's lease on has run out is nobody's.
+        Of an ordered hook only the first that is not ended is due. Two servers never get the same.
+        """
+        ...
+
+    async def renew(self, ids: Collection[str], until: datetime) -> None:
+        """Holds what was claimed for longer."""
+        ...
+
+    async def begin_attempt(self, delivery_id: str, attempt: int, run_id: str) -> bool:
+        """Notes the run; False where the delivery is not (any more) this server's and attempt's."""
+        ...
+
+    async def end_attempt(
+        self,
+        delivery_id: str,
+        attempt: int,
+        state: State,
+        *,
+        due_at: datetime | None = None,
+        exit_status: int | None = None,
+        message: str = "",
+        uncounted: bool = False,
+    ) -> bool:
+        """DONE, FAILED, or WAITING until `due_at`. False as `begin_attempt`; then nothing changed.
+
+        `uncounted`: the attempt did not really begin, and does not count.
+        """
+        ...
+
+    async def reclaim(self, now: datetime) -> int:
+        """Makes what this server held when it died due at once. At start-up."""
+        ...
+
+    async def next_due(self) -> datetime | None:
+        """When there is something to claim next, leases that run out included."""
+        ...
+
+    async def deliveries(
+        self, owner: str, name: str, *, hook: str | None = None, limit: int = 20
+    ) -> list[Delivery]:
+        """Newest first, at most 1000, without body and environment."""
+        ...
+
+    async def replay(
+        self, owner: str, name: str, *, delivery: str | None, now: datetime, by: str
+    ) -> int:
+        """Makes an ended delivery, or (None) all failed ones, due again; how many that are.
+
+        Attempts are counted anew.
+        """
+        ...
+
+    async def backlog(self) -> Backlog: ...
+
+    async def retire_deliveries(self, *, before: datetime) -> int:
+        """Removes what ended before `before`, in small steps."""
+        ...
+
+    async def schedules(self) -> list[Schedule]:
+        """All that are in force: the owner's where there is one, else the script's own."""
+        ...
+
+    async def schedule(self, owner: str, name: str) -> Schedule | None: ...
+
+    async def set_schedule(self, schedule: Schedule, *, by: str) -> None:
+        """As the owner's. NotFoundError where the command is gone."""
+        ...
+
+    async def remove_schedule(self, owner: str, name: str, *, by: str) -> bool:
+        """The owner's; then the script's own holds again, where it has one."""
+        ...
+
+    async def tick(
+        self, schedule: Schedule, at: datetime, arrival: Arrival | None, *, most: int
+    ) -> Ticked:
+        """Deals with the planned moment `at`, once among all servers; None: it is noted as missed."""
+        ...
+
+    # What was answered under an Idempotency-Key.
+
+    async def begin_answer(
+        self, caller: str, key: str, answer: Answer, now: datetime, since: datetime
+    ) -> Answer | None:
+        """Puts down that a request is under way; the first one's where there is one after `since`.
+
+        `caller` is a token's id, or "". Of several at once one gets None, which is to go on.
+        """
+        ...
+
+    async def end_answer(self, caller: str, key: str, answer: Answer) -> None:
+        """How it was answered."""
+        ...
+
+    async def drop_answer(self, caller: str, key: str) -> None:
+        """It never ran: the next one is the first."""
+        ...
+
+    async def retire_answers(self, *, before: datetime) -> int: ...
 
     async def backup(self, path: Path) -> None:
         """A whole copy of the store as a SQLite file at `path`, while everything goes on."""

@@ -290,7 +290,10 @@ def _engine(url: URL) -> AsyncEngine:
         connect_args={
             "timeout": CONNECT_TIMEOUT,
             "command_timeout": SURVEY_TIMEOUT,
-            "server_settings": _settings(synchronous_commit="on"),
+            # A plan that is kept is that of a table as it was, and of a new one it is to read it all.
+            "server_settings": _settings(
+                synchronous_commit="on", plan_cache_mode="force_custom_plan"
+            ),
         },
     )
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
 )
 
 metadata = MetaData(
@@ -30,6 +31,10 @@ metadata = MetaData(
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     }
 )
+
+
+def _command() -> ForeignKey:
+    return ForeignKey("commands.id", ondelete="CASCADE")
 
 
 def _user() -> ForeignKey:
@@ -55,20 +60,24 @@ commands = Table(
     # The highest number ever given: numbers are not used again, whatever becomes of their versions.
     Column("last", Integer, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    # Deliveries that have not ended. Who adds, ends or removes one holds this row.
+    Column("unfinished", Integer, nullable=False, server_default="0"),
     UniqueConstraint("owner", "name"),
 )
 
 versions = Table(
     "versions",
     metadata,
-    Column("command_id", ForeignKey("commands.id", ondelete="CASCADE"), primary_key=True),
+    Column("command_id", _command(), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("description", Text, nullable=False),
     Column("author", String(64), nullable=False),
     Column("digest", Text, nullable=False, index=True),
     Column("created_at", BigInteger, nullable=False),
-    # The last column: SQLite reads a row only as far as it must, and this may be a megabyte.
+    # SQLite reads a row only as far as it must, and this may be a megabyte.
     Column("source", LargeBinary, nullable=False),
+    # The script's own. It is behind the source since it came later, and is read from an index.
+    Column("schedule", Text),
 )
 
 # Runs name what they were of and do not refer to it: they outlive it.
@@ -90,6 +99,7 @@ runs = Table(
     # The owner of `command`, by itself for an index. Not there where an older program, still at
     # work on a database that this one brought up, recorded it.
     Column("owner", String(64)),
+    Column("token", String(64)),
     Index(None, "user", "started_at"),
     Index(None, "command", "started_at"),
 )
@@ -110,6 +120,13 @@ _partial("ix_runs_unfinished", runs.c.ended_at.is_(None), runs.c.server)
 _partial("ix_runs_ended_at", runs.c.ended_at.is_not(None), runs.c.ended_at)
 _partial("ix_runs_owner_by_another", BY_ANOTHER, runs.c.owner, runs.c.started_at)
 _partial("ix_runs_command_by_another", BY_ANOTHER, runs.c.command, runs.c.user, runs.c.started_at)
+_partial(
+    "ix_versions_schedule",
+    versions.c.schedule.is_not(None),
+    versions.c.command_id,
+    versions.c.number,
+    versions.c.schedule,
+)
 
 outputs = Table(
     "outputs",
@@ -142,7 +159,7 @@ tokens = Table(
 grants = Table(
     "grants",
     metadata,
-    Column("command_id", ForeignKey("commands.id", ondelete="CASCADE"), nullable=False),
+    Column("command_id", _command(), nullable=False),
     Column("role", String(8), nullable=False),
     Column("user", _user()),
     Column("token", ForeignKey("tokens.id", ondelete="CASCADE")),
@@ -161,7 +178,7 @@ _partial("uq_grants_to_everyone", TO_EVERYONE, grants.c.command_id, unique=True)
 env = Table(
     "env",
     metadata,
-    Column("command_id", ForeignKey("commands.id", ondelete="CASCADE"), primary_key=True),
+    Column("command_id", _command(), primary_key=True),
     Column("name", String(256), primary_key=True),
     # Sealed: only who has the key reads it.
     Column("value", LargeBinary, nullable=False),
@@ -187,3 +204,131 @@ notices = Table(
     Column("text", Text, nullable=False),
     Column("closed", Integer, nullable=False),
 )
+
+hooks = Table(
+    "hooks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("command_id", _command(), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("scheme", String(32), nullable=False),
+    # A JSON object of texts.
+    Column("options", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("rotated_at", BigInteger),
+    Column("retries", Integer, nullable=False),
+    Column("retry_any", Integer, nullable=False),
+    Column("ordered", Integer, nullable=False),
+    # Sealed, as in `env`.
+    Column("secret", LargeBinary, nullable=False),
+    Column("previous", LargeBinary),
+    UniqueConstraint("command_id", "name"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    # In the order in which they were accepted, within a command. SQLite counts up an INTEGER only.
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("command_id", _command(), nullable=False),
+    # Not there: a schedule's.
+    Column("hook_id", ForeignKey("hooks.id", ondelete="CASCADE")),
+    # One of these two is what a repetition has too, as a digest that says of which hook: the first
+    # where it is one for as long as this is kept, the second within a window.
+    Column("once", LargeBinary, unique=True),
+    Column("same", LargeBinary),
+    Column("event", Text, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    # When it may be taken: its time where it waits, the lease's end where it runs. Not there where
+    # it has ended, or others of its ordered hook go before it.
+    Column("due_at", BigInteger),
+    # The hook's id, where that is ordered and this has not ended.
+    Column("line", Integer),
+    # Who runs it; not there where nobody does.
+    Column("server", String(64)),
+    Column("ended_at", BigInteger),
+    Column("run", String(64)),
+    Column("exit_status", Integer),
+    Column("message", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("retries", Integer, nullable=False),
+    Column("retry_any", Integer, nullable=False),
+    # A JSON object, a character for each byte.
+    Column("env", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index(None, "command_id", "number"),
+    Index(None, "hook_id", "number"),
+)
+
+NOT_DONE = deliveries.c.state != literal_column("'done'")
+"""Few, of all that are kept. A query says it in these words, for SQLite to know the index by."""
+
+_partial(
+    "ix_deliveries_same",
+    deliveries.c.same.is_not(None),
+    deliveries.c.same,
+    deliveries.c.received_at,
+)
+_partial(
+    "ix_deliveries_due_at",
+    deliveries.c.due_at.is_not(None),
+    deliveries.c.due_at,
+    deliveries.c.number,
+    # To pass over some without looking at them.
+    deliveries.c.command_id,
+)
+_partial(
+    "ix_deliveries_line", deliveries.c.line.is_not(None), deliveries.c.line, deliveries.c.number
+)
+_partial("ix_deliveries_server", deliveries.c.server.is_not(None), deliveries.c.server)
+_partial("ix_deliveries_ended_at", deliveries.c.ended_at.is_not(None), deliveries.c.ended_at)
+_partial(
+    "ix_deliveries_not_done",
+    NOT_DONE,
+    deliveries.c.state,
+    deliveries.c.command_id,
+    deliveries.c.hook_id,
+    deliveries.c.received_at,
+)
+
+# What owners have set.
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("command_id", _command(), primary_key=True, autoincrement=False),
+    Column("expression", Text, nullable=False),
+    Column("zone", String(64), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("overlap", Integer, nullable=False),
+)
+
+# The planned moment that was dealt with last, of an owner's schedule or a script's.
+ticks = Table(
+    "ticks",
+    metadata,
+    Column("command_id", _command(), primary_key=True, autoincrement=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("last", String(16), nullable=False),
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("caller", String(64), primary_key=True),
+    # Its digest: it may be any text.
+    Column("key", LargeBinary, primary_key=True),
+    Column("server", String(64), nullable=False),
+    Column("begun_at", BigInteger, nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("run", String(64), nullable=False),
+    # Not there while it is under way.
+    Column("status", Integer),
+    # A JSON list of pairs.
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+_partial("ix_answers_under_way", answers.c.status.is_(None), answers.c.server)

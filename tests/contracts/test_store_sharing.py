@@ -8,8 +8,8 @@ import pytest
 
 from cmdsvc.errors import CmdError, NotFoundError
 from cmdsvc.model import PUBLIC
-from cmdsvc.store import Store, open_store
-from cmdsvc.store.sql import sharing
+from cmdsvc.store import Place, Store, open_store
+from cmdsvc.store.sql import sealed as behind
 from tests.store.lab import a_command, a_token, lines, query
 
 pytest_plugins = ("tests.store.backends",)
@@ -253,7 +253,7 @@ async def test_the_environment_of_another_command_is_its_own(shared: Store) -> N
     assert await env(shared) == {"A": b"1"}
 
 
-async def sealed(store: Store) -> list[tuple[str, str, str, bytes]]:
+async def sealed(store: Store) -> list[tuple[Place, bytes]]:
     return [one async for one in store.sealed()]
 
 
@@ -263,20 +263,18 @@ async def test_every_sealed_value(shared: Store, monkeypatch: pytest.MonkeyPatch
     for owner, name in (ANN, ("bob", "a"), ("ann", "z")):
         if (owner, name) != ANN:
             await shared.create(**a_command(name, owner=owner))
-        values = {
-            f"V{number}": f"{owner}{name}{number}".encode() for number in range(sharing.BATCH)
-        }
+        values = {f"V{number}": f"{owner}{name}{number}".encode() for number in range(behind.BATCH)}
         await shared.set_env(owner, name, put=values, by=owner)
-        wanted += [(owner, name, variable, value) for variable, value in values.items()]
+        wanted += [(("env", owner, name, variable), value) for variable, value in values.items()]
     assert sorted(await sealed(shared)) == sorted(wanted)
 
 
 async def test_reseal_while_they_are_read(shared: Store) -> None:
     await shared.set_env(*ANN, put={f"V{n}": b"old" for n in range(250)}, by="ann")
     count = 0
-    async for owner, name, variable, value in shared.sealed():
+    async for place, value in shared.sealed():
         assert value == b"old"
-        count += await shared.reseal([(owner, name, variable, value, b"new" + variable.encode())])
+        count += await shared.reseal([(place, value, b"new" + place[3].encode())])
     assert count == 250
     assert await env(shared) == {f"V{n}": f"newV{n}".encode() for n in range(250)}
 
@@ -284,11 +282,11 @@ async def test_reseal_while_they_are_read(shared: Store) -> None:
 async def test_reseal_only_what_still_is_as_it_was(shared: Store) -> None:
     await shared.set_env(*ANN, put={"A": b"1", "B": b"2", "C": b"3"}, by="ann")
     values: list[Any] = [
-        (*ANN, "A", b"1", b"one"),
-        (*ANN, "B", b"not", b"two"),
-        (*ANN, "X", b"1", b"x"),
-        ("ann", "gone", "A", b"1", b"x"),
-        (*ANN, "C", b"3", b"three"),
+        (("env", *ANN, "A"), b"1", b"one"),
+        (("env", *ANN, "B"), b"not", b"two"),
+        (("env", *ANN, "X"), b"1", b"x"),
+        (("env", "ann", "gone", "A"), b"1", b"x"),
+        (("env", *ANN, "C"), b"3", b"three"),
     ]
     assert await shared.reseal(values) == 2
     assert await env(shared) == {"A": b"one", "B": b"2", "C": b"three"}

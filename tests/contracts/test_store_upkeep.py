@@ -79,6 +79,7 @@ async def test_how_much_is_kept(store: Store) -> None:
             "tokens",
             "entries",
             "outputs",
+            "deliveries",
             "source_bytes",
             "output_bytes",
         ),
@@ -94,6 +95,7 @@ async def test_how_much_is_kept(store: Store) -> None:
         "tokens": 1,
         "entries": 9,
         "outputs": 1,
+        "deliveries": 0,
         "source_bytes": 12,
         "output_bytes": 7,
     }

@@ -64,6 +64,8 @@ class Service:
     home: Path
     settings: Mapping[str, str]
     port: int = 0
+    url: str = ""
+    """Of HTTP; another one after each start."""
     process: subprocess.Popen[bytes] | None = None
     users: list[str] = field(default_factory=list)
 
@@ -74,6 +76,7 @@ class Service:
             "CMDSVC_DATA_DIR": str(self.home / "var"),
             "CMDSVC_KEYS_DIR": str(self.home / "keys"),
             "CMDSVC_SSH_LISTEN": f"127.0.0.1:{self.port}",
+            "CMDSVC_HTTP_LISTEN": "127.0.0.1:0",
             **self.settings,
         }
 
@@ -124,6 +127,7 @@ class Service:
         words = self.process.stdout.readline().decode().split()
         assert words[:2] == ["ssh", "-p"], self.log
         self.port = int(words[2])
+        self.url = self.process.stdout.readline().decode().strip()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ends the server; its exit status."""

@@ -10,6 +10,8 @@ import pytest
 from cmdsvc import check
 from tests.e2e.service_lab import HELLO, Said, Service
 
+pytestmark = pytest.mark.any_engine
+
 
 def wrong(said: Said, *words: str) -> None:
     """There is one error, with these words, and the exit status says so."""

@@ -13,10 +13,12 @@ import pytest
 from asyncssh.constants import MSG_USERAUTH_REQUEST
 from asyncssh.packet import SSHPacket, String
 
-from cmdsvc.ssh.failures import MOST
+from cmdsvc.service.failures import MOST
 from tests.e2e.raw_client import connected, options, say, serving, whoami
 from tests.e2e.service_lab import Service, elsewhere
 from tests.kit import Kit, Server
+
+pytestmark = pytest.mark.any_engine
 
 AT_ONCE = 10
 

@@ -14,6 +14,8 @@ import pytest
 
 from tests.e2e.service_lab import HELLO, PATIENCE, Service
 
+pytestmark = pytest.mark.any_engine
+
 OUTPUTS = 100
 """Of a megabyte each, so that a copy takes a while."""
 

@@ -11,6 +11,8 @@ import pytest
 from tests.e2e.raw_client import options, whoami
 from tests.e2e.service_lab import Service
 
+pytestmark = pytest.mark.any_engine
+
 A_SECOND = 20
 
 

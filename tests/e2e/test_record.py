@@ -6,7 +6,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.service_lab import HELLO, Service
+
+pytestmark = pytest.mark.any_engine
 
 
 def test_every_kind_of_change(own_service: Service, tmp_path: Path):

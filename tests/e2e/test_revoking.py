@@ -13,6 +13,8 @@ import pytest
 
 from tests.e2e.service_lab import HELLO, PATIENCE, Service
 
+pytestmark = pytest.mark.any_engine
+
 SLEEPER = b"#!cmd alpine\n#!/bin/sh\necho begun\nexec sleep 600\n"
 BY_TOKEN = ("-o", "PubkeyAuthentication=no")
 REFUSED = 255

@@ -14,6 +14,8 @@ from tests import transcript
 from tests.e2e.service_lab import Said, Service
 from tests.e2e.test_runs import Terminal
 
+pytestmark = pytest.mark.any_engine
+
 ID = re.compile(r"[0-9a-v]{16}")
 WAITS = 'printf "%s\\n" begun; exec cat'
 """Shell text that goes on until its stdin ends: of a detached run that is at once."""
@@ -336,7 +338,8 @@ class TestTop:
         assert run["cpu_seconds"] >= 0
         assert run["output"] == len("begun\n")
         resources = {e["name"]: e for e in listing if e["kind"] == "resource"}
-        assert set(resources) == {"runs", "builds", "connections", "memory", "outputs", "stored"}
+        known = {"runs", "builds", "connections", "http", "memory", "outputs", "stored"}
+        assert set(resources) == known
         assert (resources["runs"]["use"], resources["runs"]["limit"]) == (1, 100)
         assert resources["connections"]["use"] >= 1
         table = rows(operated.ssh(":top"))

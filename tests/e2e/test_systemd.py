@@ -11,11 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cmdsvc.config import Settings
 from tests.availability import unavailable
 from tests.e2e.service_lab import PATIENCE, Service
+
+pytestmark = pytest.mark.any_engine
 
 EXPOSURE = {"docker": 1.5, "bubblewrap": 6.6}
 """What docs/operating.md says."""
@@ -27,17 +30,20 @@ cpus = 0.5
 apk_keys = "keys.d"
 user_ca_keys = ["one.pub", "/two.pub"]
 database_url = "postgresql+asyncpg://ann:sesame@127.0.0.1/x"
+metrics_token = "sesame"
 """
 
 
-def pass_socket(listening: socket.socket) -> list[str]:
+def pass_sockets(*listening: socket.socket) -> list[str]:
     """A command line that serves as systemd has it: with the new process's own number."""
     program = (
-        "import os, sys; fd = int(sys.argv[1]); os.dup2(fd, 3, inheritable=True);"
-        "os.environ |= {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'};"
+        "import fcntl, os, sys;"
+        "fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1:]];"
+        "[os.dup2(fd, to, inheritable=True) for to, fd in enumerate(fds, 3)];"
+        "os.environ |= {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': str(len(fds))};"
         "os.execv(sys.executable, [sys.executable, '-m', 'cmdsvc', 'serve'])"
     )
-    return [sys.executable, "-c", program, str(listening.fileno())]
+    return [sys.executable, "-c", program, *(str(sock.fileno()) for sock in listening)]
 
 
 def test_a_socket_that_is_passed(own_service: Service, tmp_path: Path):
@@ -49,7 +55,7 @@ def test_a_socket_that_is_passed(own_service: Service, tmp_path: Path):
         told.settimeout(PATIENCE)
         own_service.port = listening.getsockname()[1]
         own_service.process = subprocess.Popen(
-            pass_socket(listening),
+            pass_sockets(listening),
             env=own_service.environment
             | {"CMDSVC_SSH_LISTEN": "192.0.2.1:1", "NOTIFY_SOCKET": str(tmp_path / "n")},
             stdout=subprocess.PIPE,
@@ -70,12 +76,37 @@ def test_a_socket_that_is_passed(own_service: Service, tmp_path: Path):
             pass  # it is not closed for those who hold it
 
 
+def test_two_sockets_that_are_passed(own_service: Service):
+    """The second is HTTP's, whatever the settings say; who comes early waits for both."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as ssh,
+        socket.create_server(("127.0.0.1", 0)) as http,
+    ):
+        own_service.port, port = ssh.getsockname()[1], http.getsockname()[1]
+        own_service.process = subprocess.Popen(
+            pass_sockets(ssh, http),
+            env=own_service.environment
+            | {"CMDSVC_SSH_LISTEN": "192.0.2.1:1", "CMDSVC_HTTP_LISTEN": "192.0.2.1:2"},
+            stdout=subprocess.PIPE,
+            pass_fds=[ssh.fileno(), http.fileno()],
+            cwd=own_service.home,
+        )
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE).text == "ok\n"
+        own_service.ssh(":whoami").ok()
+        assert own_service.process.stdout is not None
+        assert own_service.process.stdout.readline().startswith(b"ssh -p ")
+        assert own_service.process.stdout.readline() == f"http://127.0.0.1:{port}\n".encode()
+        assert own_service.stop() == 0
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
 def test_what_is_passed_is_no_listening_socket(own_service: Service, kind: socket.SocketKind):
     with socket.socket(socket.AF_INET, kind) as other:
         other.bind(("127.0.0.1", 0))
         done = subprocess.run(
-            pass_socket(other), env=own_service.environment, pass_fds=[other.fileno()],
+            pass_sockets(other), env=own_service.environment, pass_fds=[other.fileno()],
             capture_output=True, cwd=own_service.home, check=False, timeout=PATIENCE,
         )  # fmt: skip
     assert done.returncode == 64
@@ -118,6 +149,8 @@ def test_a_unit_has_what_the_file_sets_too(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "cmdsvc.toml").write_text(FILE)
     unit = printed(tmp_path, CMDSVC_TIMEOUT="7m")
     assert "sesame" not in unit, "everybody can read a unit"
+    assert 'Environment="CMDSVC_METRICS_TOKEN' not in unit
+    assert "CMDSVC_DATABASE_URL, CMDSVC_METRICS_TOKEN: everybody" in unit
     assert "EnvironmentFile=/etc/cmdsvc.env\n" in unit
     for line in re.findall("^Environment=(.*)$", unit, re.MULTILINE):
         (assignment,) = shlex.split(line)

@@ -14,6 +14,7 @@ from cmdsvc.recipe import Recipe
 from cmdsvc.relay import Job
 from cmdsvc.service import builds as module
 from cmdsvc.service.builds import AT_ONCE, PACKAGES, WAITING, Builds
+from cmdsvc.service.figures import Figures
 from tests.fakes import (
     AnsweringEngine,
     BrokenStopEngine,
@@ -58,7 +59,7 @@ def recipe_of(number: int) -> Recipe:
 class TestEnsure:
     async def test_what_is_here_is_not_built(self):
         engine = FakeEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         await builds.ensure(JQ, lambda _: None)
         again = Waiter(builds)
         await soon(again.task)
@@ -67,7 +68,7 @@ class TestEnsure:
 
     async def test_two_waiters_share_one_build_and_its_progress(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first, second = Waiter(builds), Waiter(builds)
         await soon(engine.begun.wait())
         await turns()
@@ -81,7 +82,7 @@ class TestEnsure:
 
     async def test_another_recipe_is_another_build(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds, recipe_of(n)) for n in range(2)]
         engine.go.set()
         await soon(asyncio.gather(*(w.task for w in waiters)))
@@ -89,7 +90,7 @@ class TestEnsure:
 
     async def test_who_leaves_does_not_stop_the_others(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first, second = Waiter(builds), Waiter(builds)
         await soon(engine.begun.wait())
         await first.leave()
@@ -104,7 +105,7 @@ class TestEnsure:
 
     async def test_the_last_who_leaves_stops_the_build(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first, second = Waiter(builds), Waiter(builds)
         await soon(engine.begun.wait())
         await second.leave()
@@ -118,7 +119,7 @@ class TestEnsure:
 
     async def test_who_leaves_while_it_waits_for_its_turn_is_not_built_for(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds, recipe_of(n)) for n in range(AT_ONCE + 1)]
         await turns()
         await waiters.pop().leave()
@@ -128,7 +129,7 @@ class TestEnsure:
 
     async def test_who_comes_while_a_stopped_build_cleans_up_gets_another(self):
         engine = SlowToStopEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first = Waiter(builds)
         await soon(engine.begun.wait())
         first.task.cancel()
@@ -146,7 +147,7 @@ class TestEnsure:
 
     async def test_what_fails_at_cleaning_up_is_still_a_cancellation(self):
         engine = BrokenStopEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiter = Waiter(builds)
         await soon(engine.begun.wait())
         await waiter.leave()
@@ -157,7 +158,7 @@ class TestEnsure:
     )
     async def test_a_failure_reaches_all_and_the_next_try_builds_again(self, error: Exception):
         engine = FailingEngine(error)
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds), Waiter(builds)]
         await soon(engine.begun.wait())
         engine.go.set()
@@ -173,7 +174,7 @@ class TestEnsure:
     async def test_a_failure_that_nobody_waits_for_is_no_ones_business(self):
         """An exception that was never retrieved would be a warning, and fail this test."""
         engine = FailingEngine(DataError("no such package"))
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiter = Waiter(builds)
         await soon(engine.begun.wait())
         engine.go.set()
@@ -183,7 +184,7 @@ class TestEnsure:
 
     async def test_so_many_at_once_and_so_many_waiting(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds, recipe_of(n)) for n in range(WAITING)]
         await turns()
         assert len(engine.built) == AT_ONCE
@@ -202,7 +203,7 @@ class TestABaseThatMovedOn:
     async def test_it_is_built_upon_for_who_wants_that(self):
         engine = FakeEngine()
         engine.here, engine.outdated = {JQ.digest}, {JQ.digest}
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         await builds.ensure(JQ, lambda _: None)
         assert engine.built == []
         for _ in range(2):
@@ -212,7 +213,7 @@ class TestABaseThatMovedOn:
 
     async def test_again_is_always(self):
         engine = FakeEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         for count in (1, 2):
             await builds.ensure(JQ, lambda _: None, again=True)
             assert engine.fetched == [JQ] * count
@@ -221,7 +222,7 @@ class TestABaseThatMovedOn:
     async def test_again_is_not_what_began_before(self, before: bool):
         """Else the base might have been looked at too early."""
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first = Waiter(builds, again=before)
         await soon(engine.begun.wait())
         later = [Waiter(builds, again=True) for _ in range(3)]
@@ -236,7 +237,7 @@ class TestABaseThatMovedOn:
 
     async def test_fresh_looks_again_after_what_began_before(self):
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         first = Waiter(builds)
         await soon(engine.begun.wait())
         second = Waiter(builds, fresh=True)
@@ -248,7 +249,7 @@ class TestABaseThatMovedOn:
     async def test_who_needs_what_is_here_does_not_wait(self):
         engine = SlowEngine()
         engine.here.add(JQ.digest)
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         rebuilding = Waiter(builds, again=True)
         await soon(engine.begun.wait())
         await soon(builds.ensure(JQ, lambda _: None))
@@ -260,7 +261,7 @@ class TestABaseThatMovedOn:
     async def test_one_of_a_layer_at_a_time(self):
         """Who builds one layer again and again does not take the room of the others."""
         engine = SlowEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         waiters = [Waiter(builds, again=again) for again in (False, True)]
         await soon(engine.begun.wait())
         waiters += [Waiter(builds, again=True), Waiter(builds, recipe_of(1))]
@@ -273,7 +274,7 @@ class TestABaseThatMovedOn:
     async def test_a_failure_is_for_who_wanted_it(self):
         engine = FailingEngine(BusyError("the source is down"))
         engine.here.add(JQ.digest)
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         rebuilding = Waiter(builds, again=True)
         await soon(engine.begun.wait())
         engine.go.set()
@@ -284,7 +285,7 @@ class TestABaseThatMovedOn:
 
     async def test_programs_are_looked_for_again(self):
         engine = FakeEngine()
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         other = recipe_of(1)
         for recipe in (JQ, other):
             await builds.ensure(recipe, lambda _: None)
@@ -304,7 +305,7 @@ class TestABaseThatMovedOn:
 
         engine = Engine()
         engine.here.add(JQ.digest)
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         for _ in range(3):
             await builds.check_programs(JQ, ["sh"])
         assert len(engine.runs) == 2
@@ -323,7 +324,9 @@ class TestCheckPrograms:
         program = tmp_path / "it's $(here); or not"
         program.write_text("#!/bin/sh\n")
         program.chmod(0o755)
-        await Builds(engine, LIMITS).check_programs(JQ, ["/bin/sh", "sh", str(program)])
+        await Builds(engine, LIMITS, Figures("fake")).check_programs(
+            JQ, ["/bin/sh", "sh", str(program)]
+        )
         (look,) = engine.runs
         assert look.network == Network.NONE
         assert look.limits == LIMITS
@@ -331,7 +334,7 @@ class TestCheckPrograms:
         assert look.argv[0] != SCRIPT_PATH
 
     async def test_it_is_looked_for_once(self, engine: FakeEngine):
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         for _ in range(3):
             await builds.check_programs(JQ, ["/bin/sh"])
         assert len(engine.runs) == 1
@@ -345,7 +348,7 @@ class TestCheckPrograms:
         self, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(module, "KNOWN", 2)
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         for programs in (["sh"], ["cat"], ["ls"]):  # the first is forgotten
             await builds.check_programs(JQ, programs)
         await builds.check_programs(JQ, ["ls"])
@@ -354,13 +357,15 @@ class TestCheckPrograms:
         assert len(engine.runs) == 4
 
     async def test_nothing_to_look_for(self, engine: FakeEngine):
-        await Builds(engine, LIMITS).check_programs(JQ, [])
+        await Builds(engine, LIMITS, Figures("fake")).check_programs(JQ, [])
         assert engine.runs == []
 
     @pytest.mark.parametrize("program", sorted(PACKAGES))
     async def test_the_package_that_brings_it(self, program: str, engine: FakeEngine):
         with pytest.raises(DataError) as caught:
-            await Builds(engine, LIMITS).check_programs(JQ, ["/bin/sh", f"/nowhere/{program}"])
+            await Builds(engine, LIMITS, Figures("fake")).check_programs(
+                JQ, ["/bin/sh", f"/nowhere/{program}"]
+            )
         assert caught.value.what == f"/nowhere/{program} is not in the image"
         assert caught.value.hint == f"add the package {PACKAGES[program]} to the #!cmd line"
 
@@ -382,12 +387,14 @@ class TestCheckPrograms:
     )
     async def test_no_package_is_known(self, program: str, engine: FakeEngine):
         with pytest.raises(DataError) as caught:
-            await Builds(engine, LIMITS).check_programs(JQ, ["sh", program, "/nowhere/jq"])
+            await Builds(engine, LIMITS, Figures("fake")).check_programs(
+                JQ, ["sh", program, "/nowhere/jq"]
+            )
         assert caught.value.what == f"{program} is not in the image"
         assert caught.value.hint == "add the package that brings it to the #!cmd line"
 
     async def test_a_failure_is_not_remembered(self, engine: FakeEngine, tmp_path: Path):
-        builds = Builds(engine, LIMITS)
+        builds = Builds(engine, LIMITS, Figures("fake"))
         program = tmp_path / "later"
         with pytest.raises(DataError):
             await builds.check_programs(JQ, [str(program)])
@@ -397,12 +404,14 @@ class TestCheckPrograms:
 
     async def test_a_name_that_is_not_text(self, engine: FakeEngine):
         with pytest.raises(DataError) as caught:
-            await Builds(engine, LIMITS).check_programs(JQ, ["/nowhere/\udcff\x1b"])
+            await Builds(engine, LIMITS, Figures("fake")).check_programs(
+                JQ, ["/nowhere/\udcff\x1b"]
+            )
         assert str(caught.value).isprintable()
 
     async def test_a_layer_that_is_gone(self):
         with pytest.raises(BusyError, match="removed meanwhile"):
-            await Builds(FakeEngine(), LIMITS).check_programs(JQ, ["sh"])
+            await Builds(FakeEngine(), LIMITS, Figures("fake")).check_programs(JQ, ["sh"])
 
     @pytest.mark.parametrize(
         ("outcome", "says"),
@@ -416,18 +425,18 @@ class TestCheckPrograms:
     async def test_a_search_that_fails(self, outcome: Outcome, says: str):
         job = EndedJob(outcome, (2, b"sh: something else\n"))
         with pytest.raises(EngineError, match=f"could not be searched: {says}"):
-            await Builds(AnsweringEngine(job), LIMITS).check_programs(JQ, ["sh"])
+            await Builds(AnsweringEngine(job), LIMITS, Figures("fake")).check_programs(JQ, ["sh"])
         assert job.closed
 
     async def test_a_search_that_never_ends(self):
         job = NeverEndingJob()
         limits = Limits(timeout=0.01, memory=1, cpus=1, pids=1, disk=1)
         with pytest.raises(EngineError, match="timed out"):
-            await Builds(AnsweringEngine(job), limits).check_programs(JQ, ["sh"])
+            await Builds(AnsweringEngine(job), limits, Figures("fake")).check_programs(JQ, ["sh"])
         assert job.closed
 
     async def test_a_program_that_talks_too_much(self):
         job = EndedJob(Outcome(1), *[(1, b"x" * 200)] * 5)
         with pytest.raises(DataError) as caught:
-            await Builds(AnsweringEngine(job), LIMITS).check_programs(JQ, ["sh"])
+            await Builds(AnsweringEngine(job), LIMITS, Figures("fake")).check_programs(JQ, ["sh"])
         assert len(str(caught.value)) < 400

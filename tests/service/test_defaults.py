@@ -10,6 +10,7 @@ from cmdsvc.config import Settings
 from cmdsvc.model import Identity, Network, Via
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
+from cmdsvc.service.figures import Figures
 from cmdsvc.service.readymade import ReadyMade
 from cmdsvc.store import open_store
 from tests.fakes import FakeEngine
@@ -38,7 +39,7 @@ async def test_commands_of_a_user(settings: Settings, tmp_path: Path):
     )
     store = await open_store(f"sqlite+aiosqlite:///{tmp_path}/store.db")
     try:
-        builds = Builds(FakeEngine(), settings.limits)
+        builds = Builds(FakeEngine(), settings.limits, Figures("fake"))
         commands = Commands(store, builds, ReadyMade({}), policy)
         source = b"#!cmd alpine\n#!/bin/sh\n" + b"#" * 4096
         for number in range(COMMANDS):

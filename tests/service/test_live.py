@@ -26,6 +26,7 @@ from cmdsvc.service.admission import Admission
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
 from cmdsvc.service.environment import Environment
+from cmdsvc.service.figures import Figures
 from cmdsvc.service.outputs import Gap
 from cmdsvc.service.readymade import ReadyMade
 from cmdsvc.service.retention import Retention
@@ -135,7 +136,8 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 async def lab(store: Store, tmp_path: Path) -> AsyncIterator[Lab]:
     """Ann has `job` and `keeping`; Bob may change `job`, everybody may run it."""
     engine = HoldingEngine()
-    builds = Builds(engine, LIMITS)
+    figures = Figures("fake")
+    builds = Builds(engine, LIMITS, figures)
     policy = Policy(LIMITS, 1 << 20, {"alpine": "alpine"}, frozenset(Network), 3, 1000)
     commands = Commands(store, builds, ReadyMade({}), policy)
     runs = Runs(
@@ -144,6 +146,7 @@ async def lab(store: Store, tmp_path: Path) -> AsyncIterator[Lab]:
         builds,
         commands,
         Environment(store, commands, await open_sealer(tmp_path, store)),
+        figures=figures,
         limits=LIMITS,
         admission=Admission(3, 2, 60),
         output_max=OUTPUT_MAX,
@@ -522,11 +525,11 @@ class TestRetention:
             await soon(lab.logs(ANN, run_id, follow=True))
         await lab.runs.aclose()
         older, newer = reversed([run.id for run in await lab.runs.live.runs(ANN, None, 10)])
-        await Retention(lab.store, 3600, 150).retire()
+        await Retention(lab.store, 3600, 150, 3600).retire()
         assert await lab.store.output(older) is None
         assert await lab.store.output(newer) is not None
         assert len(await lab.runs.live.runs(ANN, None, 10)) == 2
-        await Retention(lab.store, timedelta(0).total_seconds(), 150).retire()
+        await Retention(lab.store, timedelta(0).total_seconds(), 150, 3600).retire()
         assert await lab.runs.live.runs(ANN, None, 10) == []
 
     async def test_it_goes_on_by_itself_and_ends_with_the_server(self, lab: Lab):
@@ -541,7 +544,7 @@ class TestRetention:
                 await super().retire()
                 retired.set()
 
-        async with Noticing(lab.store, 0.0, 0).regularly():
+        async with Noticing(lab.store, 0.0, 0, 3600).regularly():
             await soon(retired.wait())
         assert await lab.store.run(run_id) is None
 

@@ -18,7 +18,7 @@ from cmdsvc.service import secretkey
 from cmdsvc.service.environment import place, resealing
 from cmdsvc.service.secretkey import FILE, open_sealer, rotate
 from cmdsvc.store import Store, open_store
-from tests.store.lab import NOW, a_command, a_run
+from tests.store.lab import NOW, a_command, a_hook, a_run
 
 pytest_plugins = ["tests.store.backends"]
 
@@ -110,6 +110,21 @@ async def opened(store: Store, sealer: Sealer, command: str = "hello") -> dict[s
     return {n: sealer.open(v, *place("ann", command, n)) for n, v in found.env.items()}
 
 
+async def add_hook(store: Store, sealer: Sealer) -> None:
+    """With a secret, and the one before."""
+    where = ("hook", "ann", "hello", "push")
+    made = await store.add_hook(a_hook(secret=sealer.seal(b"old", *where)), by="ann")
+    await store.rotate_hook(made, sealer.seal(b"new", *where), NOW, by="ann")
+
+
+async def secrets_of(store: Store, sealer: Sealer, owner: str = "ann") -> tuple[bytes, bytes]:
+    hook = await store.hook(owner, "hello", "push")
+    assert hook is not None
+    assert hook.previous is not None
+    where = ("hook", owner, "hello", "push")
+    return sealer.open(hook.secret, *where), sealer.open(hook.previous, *where)
+
+
 def files_in(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
@@ -181,6 +196,15 @@ class TestRotation:
         entry = (await store.entries())[0]
         assert (entry.user, entry.action, entry.subject) == ("", "rotate-key", after.id)
 
+    async def test_both_secrets_of_a_hook(self, folder: Path, store: Store):
+        sealer = await open_sealer(folder, store)
+        await add_hook(store, sealer)
+        assert await rotate(folder, store) == (2, [])
+        fresh = await open_sealer(folder, store)
+        assert await secrets_of(store, fresh) == (b"new", b"old")
+        async for _, value in store.sealed():
+            assert not sealer.knows(value)
+
     async def test_with_nothing_sealed_yet(self, folder: Path, store: Store):
         assert await rotate(folder, store) == (0, [])
         assert await rotate(folder, store) == (0, [])
@@ -243,6 +267,13 @@ class TestRenaming:
             n: sealer.open(v, *place("anna", "hello", n)) for n, v in found.env.items()
         } == VALUES
 
+    async def test_the_secrets_of_hooks_do(self, folder: Path, store: Store):
+        sealer = await open_sealer(folder, store)
+        await add_hook(store, sealer)
+        reseal = resealing(sealer, "ann", "anna")
+        assert await store.rename_user("ann", "anna", by="", reseal=reseal)
+        assert await secrets_of(store, sealer, "anna") == (b"new", b"old")
+
     async def test_one_that_does_not_open_takes_it_back(self, folder: Path, store: Store):
         sealer = await open_sealer(folder, store)
         await seal(store, sealer)
@@ -263,6 +294,14 @@ class TestLost:
             [f"ann/hello/{name}" for name in sorted(VALUES)],
         )
         assert await opened(store, await open_sealer(folder, store)) == {}
+
+    async def test_a_hook_goes_with_its_secret(self, folder: Path, store: Store):
+        await add_hook(store, await open_sealer(folder, store))
+        (folder / FILE).unlink()
+        with pytest.raises(CmdError, match="is not there"):
+            await rotate(folder, store)
+        assert await rotate(folder, store, lost=True) == (0, ["the hook ann/hello/push"])
+        assert await store.hooks("ann", "hello") == []
 
     async def test_a_damaged_file_is_put_aside(self, folder: Path, store: Store):
         (folder / FILE).write_bytes(b"damaged")

@@ -14,6 +14,7 @@ from cmdsvc.errors import ForbiddenError, NotFoundError
 from cmdsvc.model import Identity, Limits, Network, Token, Via
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
+from cmdsvc.service.figures import Figures
 from cmdsvc.service.readymade import ReadyMade
 from cmdsvc.service.sharing import Sharing
 from cmdsvc.store import Store, open_store
@@ -39,7 +40,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 @pytest.fixture
 def commands(store: Store) -> Commands:
     policy = Policy(LIMITS, 1000, {"alpine": "alpine"}, frozenset(Network), 10, 1000)
-    return Commands(store, Builds(FakeEngine(), LIMITS), ReadyMade({}), policy)
+    return Commands(store, Builds(FakeEngine(), LIMITS, Figures("fake")), ReadyMade({}), policy)
 
 
 @pytest.fixture

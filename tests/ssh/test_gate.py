@@ -17,11 +17,15 @@ from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
 from cmdsvc.service.editor import Editor
 from cmdsvc.service.environment import Environment
+from cmdsvc.service.figures import Figures
+from cmdsvc.service.hooks import Hooks
+from cmdsvc.service.hooks import Settings as HookSettings
 from cmdsvc.service.keeping import Keeping
 from cmdsvc.service.notices import Notices
 from cmdsvc.service.readymade import ReadyMade
 from cmdsvc.service.retention import Retention
 from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.schedules import Schedules
 from cmdsvc.service.secretkey import open_sealer
 from cmdsvc.service.sharing import Sharing
 from cmdsvc.service.top import Top
@@ -105,6 +109,19 @@ TABLE: dict[str, list[Try]] = {
         Try("ann/job grant stan", OWNER),
         Try("ann/job revoke adam", OWNER),
     ],
+    ":hooks": [
+        Try("ann/job", ADMINS),
+        Try("ann/job new other --scheme github", ADMINS),
+        Try("ann/job rotate push", ADMINS),
+        Try("ann/job log", ADMINS),
+        Try("ann/job replay --failed", ADMINS),
+        Try("ann/job rm push", ADMINS),
+    ],
+    ":schedule": [
+        Try("ann/job", ADMINS),
+        Try("ann/job set @daily", ADMINS),
+        Try("ann/job rm", ADMINS),
+    ],
     ":tokens": [
         Try("", EVERYONE),
         Try("new", EVERYONE),
@@ -156,7 +173,7 @@ async def services(store: Store, tmp_path: Path) -> AsyncIterator[Services]:
     """Ann has `job`, of two versions, with a value in its environment, a run and its output, a
     token and a key; adam may change it, gail and a token of tom's may run it."""
     engine, sealer = Engine(), await open_sealer(tmp_path, store)
-    builds = Builds(engine, LIMITS)
+    builds = Builds(engine, LIMITS, Figures("fake"))
     policy = Policy(LIMITS, 1 << 20, {"alpine": "alpine"}, frozenset(Network), 10, 1 << 20)
     commands = Commands(store, builds, ReadyMade({}), policy)
     env = Environment(store, commands, sealer)
@@ -166,11 +183,13 @@ async def services(store: Store, tmp_path: Path) -> AsyncIterator[Services]:
         builds,
         commands,
         env,
+        figures=Figures("fake"),
         limits=LIMITS,
         admission=Admission(9, 9, 9.0),
         output_max=4096,
     )
-    notices, retention = Notices(store, runs), Retention(store, 1e9, 1 << 30)
+    notices, retention = Notices(store, runs), Retention(store, 1e9, 1 << 30, 1e9)
+    hooks = Hooks(store, commands, sealer, lambda: None, most=9)
     published = Published("", (), tmp_path / "published", 1.0)
     ring = KeyRing(tmp_path / "keys")
     identities = Identities(ring, published, Authorities(()), Revocations(None))
@@ -178,6 +197,7 @@ async def services(store: Store, tmp_path: Path) -> AsyncIterator[Services]:
     await commands.create(ANN, "job", SOURCE, lambda _: None)
     await commands.edit(ANN, "job", SOURCE + b"\n", lambda _: None)
     await env.set(ANN, "job", {"A": THE_COMMANDS.encode()})
+    await hooks.new(ANN, "job", "push", HookSettings("github"))
     now = datetime.now(UTC)
     for id_, owner in ((TOKEN, "ann"), (GRANTED, "tom")):
         await store.add_token(Token(id_, owner, HERS, now, None, None), id_.encode(), by=owner)
@@ -194,6 +214,8 @@ async def services(store: Store, tmp_path: Path) -> AsyncIterator[Services]:
         runs=runs,
         sharing=Sharing(store, commands, sealer.hash, ring.knows),
         env=env,
+        hooks=hooks,
+        schedules=Schedules(store, commands, lambda: None, catch_up=1.0, most=9),
         versions=Versions(store, commands, builds),
         top=Top(store, engine, builds, runs, data_dir=tmp_path, outputs_keep=1 << 30),
         keys=OwnKeys(identities, store),

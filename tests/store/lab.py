@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Engine, MetaData, event, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cmdsvc.model import Door, Run, Token
-from cmdsvc.store import Store
+from cmdsvc.model import Delivery, Door, Hook, Run, Token
+from cmdsvc.store import Arrival, Store
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
@@ -53,6 +53,36 @@ def a_token(id_: str, **changes: Any) -> Token:
         "last_used_at": None,
     }
     return Token(**(values | changes))
+
+
+def a_hook(name: str = "push", **changes: Any) -> Hook:
+    values = {
+        "id": 0,
+        "command": "ann/hello",
+        "name": name,
+        "scheme": "github",
+        "options": {},
+        "secret": b"\0sealed",
+        "created_at": NOW,
+    }
+    return Hook(**(values | changes))
+
+
+def an_arrival(
+    id_: str, hook: Hook | None, *, same: str = "", window: float | None = None, **changes: Any
+) -> Arrival:
+    """Of what no other is a repetition of, unless told. No hook: a schedule's."""
+    values = {
+        "id": id_,
+        "command": hook.command if hook else "ann/hello",
+        "hook": hook.name if hook else "",
+        "event": "push",
+        "received_at": NOW,
+        "body": b"\0\xff" + id_.encode(),
+        "env": {b"CONTENT_TYPE": b"application/json", b"HTTP_X": b"\xff\n"},
+    }
+    delivery = Delivery(**(values | changes))
+    return Arrival(delivery, hook.id if hook else None, same or id_, window)
 
 
 async def lines(store: Store) -> list[str]:
@@ -113,12 +143,14 @@ def fail() -> None:
     raise RuntimeError
 
 
-async def killed(url: str, program: str) -> None:
-    """Runs `program`, which is to kill itself, against an open `store`."""
+async def killed(url: str, program: str) -> str:
+    """Runs `program`, which is to kill itself, against an open `store`; what it wrote."""
     whole = f"""
 import asyncio, os, signal, sys
+from datetime import timedelta
+from cmdsvc.model import *
 from cmdsvc.store import Notice, open_store
-from tests.store.lab import a_command, a_run, a_token, at
+from tests.store.lab import *
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -131,6 +163,10 @@ async def main():
 asyncio.run(main())
 """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", whole, url, cwd=Path(__file__).parents[2]
+        *(sys.executable, "-c", whole, url),
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
     )
-    assert await process.wait() == -signal.SIGKILL
+    written, _ = await process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return written.decode()

@@ -8,10 +8,20 @@ from alembic import command
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cmdsvc.model import Outcome, Reason
-from cmdsvc.store import look, migrate, open_store
+from cmdsvc.model import Outcome, Output, Reason, Schedule, State
+from cmdsvc.store import Notice, Taken, look, migrate, open_store
 from cmdsvc.store.kinds import Found
-from tests.store.lab import LATER, NOW, a_run, at, fail, query
+from tests.store.lab import (
+    LATER,
+    NOW,
+    a_hook,
+    a_run,
+    a_token,
+    an_arrival,
+    at,
+    fail,
+    query,
+)
 
 pytest_plugins = ("tests.store.backends",)
 
@@ -31,6 +41,21 @@ VALUES ('r1', 'one', 'ann/hello', 1, 'ann', 'ssh', {AT}, {AT + 1_000_000}, 3, 'e
   ('r3', 'one', 'cmd/echo', 1, 'bob', 'ssh', {AT}, NULL, NULL, NULL, NULL)
 """
 """What a store of schema 0001 holds."""
+SECOND = f"""{FIRST};
+UPDATE runs SET owner = 'ann' WHERE command = 'ann/hello';
+UPDATE runs SET owner = 'cmd' WHERE command = 'cmd/echo';
+INSERT INTO tokens (id, owner, description, created_at, digest)
+VALUES ('cmd_1', 'bob', '', {AT}, CAST('hash' AS BYTES));
+INSERT INTO grants (command_id, role, "user", token)
+VALUES (7, 'access', NULL, 'cmd_1'), (7, 'admin', 'bob', NULL);
+INSERT INTO env (command_id, name, value) VALUES (7, 'A', CAST('sealed' AS BYTES));
+INSERT INTO outputs (run_id, kept_at, size, dropped, head, tail)
+VALUES ('r1', {AT}, 0, 5, CAST('' AS BYTES), CAST('' AS BYTES));
+INSERT INTO entries (at, "user", action, subject, detail)
+VALUES ({AT}, 'ann', 'create', 'ann/hello', '');
+INSERT INTO notices (id, text, closed) VALUES (1, 'soon', 0)
+"""
+"""What a store of schema 0002 holds."""
 
 
 async def make(url: str, revision: str, rows: str) -> None:
@@ -89,6 +114,51 @@ async def test_from_the_first(first: str) -> None:
     await store.aclose()
 
 
+@pytest.mark.parametrize(("revision", "rows"), [("0001", FIRST), ("0002", SECOND)])
+async def test_hooks_and_schedules_of_an_older_command(url: str, revision: str, rows: str) -> None:
+    await make(url, revision, rows)
+    store = await open_store(url, server="one")
+    try:
+        hook = await store.add_hook(a_hook(), by="ann")
+        assert await store.accept(an_arrival("d1", hook), most=1) == (Taken.NEW, "d1")
+        assert await store.accept(an_arrival("d2", hook), most=1) == (Taken.FULL, "d2")
+        assert [one.id for one in await store.claim(NOW, LATER, 9)] == ["d1"]
+        assert await store.end_attempt("d1", 1, State.DONE)
+        assert await store.schedules() == []
+        await store.set_schedule(Schedule("ann/hello", "@daily", "UTC", own=True, since=NOW), by="")
+        assert len(await store.schedules()) == 1
+        await store.begin_run(a_run("r5", token="cmd_1"))
+        assert {run.id: run.token for run in await store.runs()} == {
+            "r1": None, "r2": None, "r3": None, "r5": "cmd_1",
+        }  # fmt: skip
+    finally:
+        await store.aclose()
+
+
+async def test_from_the_second(url: str) -> None:
+    await make(url, "0002", SECOND)
+    store = await open_store(url, server="one")
+    found = await store.find("ann", "hello")
+    assert found
+    assert (found.version.source, found.access, found.admins) == (b"src2", {"cmd_1"}, {"bob"})
+    assert dict(found.env) == {"A": b"sealed"}
+    assert await store.token("cmd_1") == (a_token("cmd_1", owner="bob"), b"hash")
+    assert await store.output("r1") == Output((), (), 5)
+    assert await store.notice() == Notice("soon")
+    assert [line.action for line in await store.entries()] == ["create"]
+    assert {run.id for run in await store.runs_seen_by("ann")} == {"r1", "r2"}
+    assert [one async for one in store.sealed()] == [(("env", "ann", "hello", "A"), b"sealed")]
+    await store.aclose()
+
+
+async def test_half_way_it_stays_the_second(url: str) -> None:
+    await make(url, "0002", SECOND)
+    with at("\nCREATE TABLE answers", fail), pytest.raises(RuntimeError):
+        await open_store(url)
+    assert await query(url, "SELECT version_num FROM alembic_version") == [("0002",)]
+    await (await open_store(url)).aclose()
+
+
 async def test_half_way_it_stays_the_first(first: str) -> None:
     with at("\nCREATE TABLE notices", fail), pytest.raises(RuntimeError):
         await open_store(first)
@@ -105,6 +175,15 @@ async def test_an_older_program_goes_on_beside_this_one(first: str) -> None:
         f" VALUES ('r4', 'one', 'ann/hello', 2, 'ann', 'ssh', {AT})",
     )
     assert "r4" in {run.id for run in await store.runs_seen_by("ann")}
+    await query(
+        first,
+        "INSERT INTO commands (id, owner, name, current, last, updated_at)"
+        f" VALUES (8, 'ann', 'second', 1, 1, {AT})",
+        "INSERT INTO versions (command_id, number, description, author, digest, created_at, source)"
+        f" SELECT 8, 1, '', 'ann', 'd', {AT}, source FROM versions WHERE number = 1",
+    )
+    hook = await store.add_hook(a_hook(command="ann/second"), by="ann")
+    assert await store.accept(an_arrival("d1", hook), most=1) == (Taken.NEW, "d1")
     await store.aclose()
 
 

@@ -12,11 +12,22 @@ import pytest
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from cmdsvc.errors import BusyError, CmdError, DataError, InternalError
-from cmdsvc.model import PUBLIC, Outcome
+from cmdsvc.model import PUBLIC, Outcome, State
 from cmdsvc.store import Store, open_store
 from cmdsvc.store import postgres as behind
-from cmdsvc.store.sql import commands, outputs, runs, sharing, tokens, users
-from tests.store.lab import LATER, a_command, a_run, at, query
+from cmdsvc.store.sql import (
+    answers,
+    commands,
+    deliveries,
+    hooks,
+    outputs,
+    runs,
+    schedules,
+    sharing,
+    tokens,
+    users,
+)
+from tests.store.lab import LATER, a_command, a_hook, a_run, at, query
 from tests.store.postgres import Postgres
 
 pytest_plugins = ("tests.store.backends",)
@@ -160,6 +171,61 @@ async def test_two_server_processes(url: str) -> None:
     # Each server's lost runs are its own.
     assert await store.mark_lost(LATER) == 1
     await store.aclose()
+
+
+TAKING = """
+import asyncio, sys
+from datetime import timedelta
+from cmdsvc.model import State
+from cmdsvc.store import open_store
+from tests.store.lab import NOW, an_arrival
+
+async def main():
+    store = await open_store(sys.argv[1], server=sys.argv[2])
+    print("ready", flush=True)
+    sys.stdin.read(1)
+    hooks = await store.hooks("ann", "hello")
+    taken = []
+
+    async def put(number):
+        # Half of them come to both servers.
+        name = f"{number}" if number % 2 else f"{sys.argv[2]}{number}"
+        arrival = an_arrival(sys.argv[2] + name, hooks[number % 2], same=name)
+        await store.accept(arrival, most=1000)
+
+    async def work():
+        idle = 0
+        while idle < 20:
+            found = await store.claim(NOW, NOW + timedelta(minutes=1), 3)
+            idle = 0 if found else idle + 1
+            for one in found:
+                taken.append(one.id)
+                assert await store.end_attempt(one.id, 1, State.DONE)
+            await asyncio.sleep(0 if found else 0.05)
+
+    await asyncio.gather(*map(put, range(200)), work(), work())
+    print(*taken, flush=True)
+    await store.aclose()
+
+asyncio.run(main())
+"""
+
+
+async def test_two_server_processes_share_the_deliveries(url: str, store: Store) -> None:
+    await store.create(**a_command())
+    for name in ("a", "b"):
+        await store.add_hook(a_hook(name, ordered=name == "b"), by="ann")
+    processes = [await python(TAKING, url, name) for name in ("one", "two")]
+    for process in processes:
+        assert process.stdout
+        assert await process.stdout.readline() == b"ready\n"
+    done = await asyncio.gather(*(process.communicate(b"\n") for process in processes))
+    taken = [out.decode().split() for out, _ in done]
+    everyone = taken[0] + taken[1]
+    assert len(set(everyone)) == len(everyone) == 300
+    assert all(taken)
+    assert {one.state for one in await store.deliveries("ann", "hello", limit=1000)} == {State.DONE}
+    assert await query(url, "SELECT unfinished FROM commands") == [(0,)]
 
 
 # A database that goes away
@@ -336,6 +402,16 @@ async def test_text_is_ordered_by_code_point_whatever_the_database_does(
         (runs.END_RUN, {"of_run": "r1", "ended_at": 0}),
         (outputs.OUTPUT, {"of_run": "r1"}),
         (users.RENAME_RUNS[0], {"old": "ann", "new": "bob"}),
+        (hooks.HOOK, {"of_owner": "ann", "of_name": "c1", "of_hook": "h"}),
+        (deliveries.NEXT_DUE, {"of_server": "one"}),
+        (deliveries.LISTED, {"of_owner": "ann", "of_name": "c1", "limit": 20}),
+        (
+            deliveries.LISTED_OF_HOOK,
+            {"of_owner": "ann", "of_name": "c1", "of_hook": "h", "limit": 20},
+        ),
+        (deliveries.BACKLOG, {}),
+        (schedules.SCHEDULE, {"of_owner": "ann", "of_name": "c1"}),
+        (answers.ANSWER, {"of_caller": "", "of_key": b"key"}),
     ],
 )
 async def test_found_by_an_index(store: Store, url: str, statement: Any, values: Any) -> None:
@@ -344,15 +420,19 @@ async def test_found_by_an_index(store: Store, url: str, statement: Any, values:
     await store.end_run("r1", LATER, Outcome(0))
     compiled = statement.compile(dialect=dialect(), column_keys=list(values))
     bound = compiled.construct_params(values)
-    words = ", ".join(
-        "NULL" if bound[one] is None else repr(bound[one]) for one in compiled.positiontup
-    )
+    words = ", ".join(map(literal, (bound[one] for one in compiled.positiontup)))
     settings = "&".join(f"{key}={value}" for key, value in behind.BY_INDEX.items())
     raw = await asyncpg.connect(f"{url.replace('+asyncpg', '')}&{settings}")
     try:
         await raw.execute(f"PREPARE asked AS {compiled}")
-        plan = [row[0] for row in await raw.fetch(f"EXPLAIN EXECUTE asked({words})")]
+        plan = [row[0] for row in await raw.fetch(f"EXPLAIN EXECUTE asked{words and f'({words})'}")]
     finally:
         await raw.close()
     assert not [step for step in plan if "Seq Scan" in step]
     assert [step for step in plan if "Index" in step]
+
+
+def literal(value: object) -> str:
+    if isinstance(value, bytes):
+        return f"'\\x{value.hex()}'"
+    return "NULL" if value is None else repr(value)

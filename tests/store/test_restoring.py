@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from cmdsvc.errors import CmdError, ExistsError
-from cmdsvc.model import Output, Reason, Token
-from cmdsvc.store import open_store
+from cmdsvc.model import Answer, Output, Reason, Schedule, Token
+from cmdsvc.store import Taken, open_store
 from cmdsvc.store.restoring import restore_store
-from tests.store.lab import NOW, a_command, a_run, query
+from tests.store.lab import LATER, NOW, a_command, a_hook, a_run, an_arrival, query
 
 pytest_plugins = ("tests.store.backends",)
+
+DAY = timedelta(days=1)
 
 
 @pytest.fixture
@@ -29,6 +32,15 @@ async def backup(tmp_path: Path) -> Path:
     await store.add_token(token, b"digest", by="bob")
     await store.begin_run(a_run())
     await store.keep_output("r1", Output(((1, b"\x00out"),), ((2, b"err"),), 5))
+    hook = await store.add_hook(a_hook(options={"a": "b"}), by="ann")
+    for id_ in ("d1", "d2"):
+        await store.accept(an_arrival(id_, hook), most=9)
+    await store.claim(NOW, LATER, 1)
+    await store.set_schedule(Schedule("ann/other", "@daily", "UTC", own=True, since=NOW), by="ann")
+    daily = await store.schedule("ann", "other")
+    assert daily
+    await store.tick(daily, LATER, None, most=9)
+    await store.begin_answer("", "key", Answer(b"\x00", "r1"), NOW, NOW)
     await store.backup(tmp_path / "backup.db")
     await store.aclose()
     return tmp_path / "backup.db"
@@ -48,7 +60,25 @@ async def test_everything_is_back_and_goes_on(backup: Path, url: str) -> None:
         output = await store.output("r1")
         assert output == Output(((1, b"\x00out"),), ((2, b"err"),), 5)
         assert (await store.entries())[0].action == "restore"
+        hook = await store.hook("ann", "hello", "push")
+        assert hook is not None
+        assert hook == a_hook(id=hook.id, options={"a": "b"})
+        assert await store.accept(an_arrival("x", hook, same="d1"), most=9) == (
+            Taken.REPEATED, "d1",
+        )  # fmt: skip
+        assert await store.accept(an_arrival("d3", hook), most=2) == (Taken.FULL, "d3")
+        assert await store.reclaim(LATER) == 1
+        taken = await store.claim(LATER, LATER, 9)
+        assert {one.id: one.attempt for one in taken} == {"d1": 2, "d2": 1}
+        assert taken[0].body == an_arrival(taken[0].id, hook).delivery.body
+        schedule = await store.schedule("ann", "other")
+        assert schedule is not None
+        assert (schedule.last_at, schedule.last) == (LATER, "missed")
+        found_answer = await store.begin_answer("", "key", Answer(b"", "r2"), LATER, NOW - DAY)
+        assert found_answer == Answer(b"\x00", "r1")
         # What is new has numbers that the old has not.
+        await store.add_hook(a_hook("pull"), by="ann")
+        assert await store.accept(an_arrival("d3", hook), most=9) == (Taken.NEW, "d3")
         await store.create(**a_command("third"))
         await store.set_access("ann", "third", grant=["bob"], by="ann")
         assert await store.names("ann") == ["hello", "other", "third"]

@@ -18,9 +18,23 @@ from sqlalchemy.dialects.sqlite import dialect
 
 from cmdsvc.errors import BusyError, CmdError, InternalError
 from cmdsvc.model import Outcome
-from cmdsvc.store import Store, open_store, sqlite
-from cmdsvc.store.sql import commands, outputs, runs, sharing, tokens, upkeep, users
-from tests.store.lab import LATER, a_command, a_run, at
+from cmdsvc.store import Store, Taken, open_store, sqlite
+from cmdsvc.store.sql import (
+    answers,
+    arrivals,
+    commands,
+    deliveries,
+    hooks,
+    outputs,
+    runs,
+    schedules,
+    sealed,
+    sharing,
+    tokens,
+    upkeep,
+    users,
+)
+from tests.store.lab import LATER, a_command, a_hook, a_run, an_arrival, at
 
 
 @pytest.fixture
@@ -215,11 +229,16 @@ async def full(small_disk: Path) -> AsyncIterator[tuple[Store, Path]]:
     store = await open_store(url(small_disk / "store.db"))
     await store.ensure_user("ann")
     await store.create(**a_command())
-    room = os.statvfs(small_disk)
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(room.f_bavail * room.f_frsize))
+    filler.write_bytes(bytes(room(small_disk)))
     yield store, filler
     await store.aclose()
+
+
+def room(folder: Path) -> int:
+    """Bytes."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 async def begin_many(store: Store) -> None:
@@ -242,6 +261,26 @@ async def test_a_full_disk(full: tuple[Store, Path]) -> None:
     await store.create(**a_command("after", source=bytes(1 << 20)))
 
 
+@pytest.mark.root
+async def test_a_full_disk_when_deliveries_come(full: tuple[Store, Path]) -> None:
+    """None of those that are put together is stored, and none of it is half there."""
+    store, filler = full
+    filler.unlink()
+    hook = await store.add_hook(a_hook(), by="ann")
+    filler.write_bytes(bytes(room(filler.parent) - (256 << 10)))
+    big = [an_arrival(f"d{n}", hook, body=bytes(100 << 10)) for n in range(20)]
+    done = await asyncio.gather(
+        *(store.accept(one, most=99) for one in big), return_exceptions=True
+    )
+    refused = [str(one) for one in done if isinstance(one, InternalError)]
+    assert set(refused) == {"no space is left for the store; free some on the disk that holds it"}
+    stored = [one[1] for one in done if isinstance(one, tuple)]
+    assert len(refused) + len(stored) == 20
+    assert sorted(one.id for one in await store.deliveries("ann", "hello")) == sorted(stored)
+    filler.unlink()
+    assert await store.accept(big[-1], most=len(stored) + 1) == (Taken.NEW, "d19")
+
+
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
@@ -250,7 +289,8 @@ async def test_a_full_disk(full: tuple[Store, Path]) -> None:
         (commands.LISTINGS, "sqlite_autoindex_commands_1"),
         (commands.HISTORY, "sqlite_autoindex_versions_1"),
         (commands.VERSION, "sqlite_autoindex_versions_1"),
-        (sharing.SEALED, "sqlite_autoindex_env_1"),
+        (sealed.SEALED[0], "sqlite_autoindex_env_1"),
+        (sealed.SEALED[1], "sqlite_autoindex_hooks_1"),
         (tokens.TOKEN, "sqlite_autoindex_tokens_1"),
         (tokens.TOKENS, "ix_tokens_owner"),
         (runs.RUN, "sqlite_autoindex_runs_1"),
@@ -264,11 +304,29 @@ async def test_a_full_disk(full: tuple[Store, Path]) -> None:
         (outputs.OLD_RUNS, "ix_runs_ended_at"),
         (users.RENAME_RUNS[0], "ix_runs_owner_by_another"),
         (users.RENAME_RUNS[1], "ix_runs_user_started_at"),
+        (hooks.HOOK, "sqlite_autoindex_hooks_1"),
+        (hooks.UNFINISHED, "ix_deliveries_not_done"),
+        (arrivals.COMMANDS, "sqlite_autoindex_commands_1"),
+        (arrivals.REPEATED, "sqlite_autoindex_deliveries_2"),
+        (arrivals.REPEATED, "ix_deliveries_same"),
+        (arrivals.LINES, "ix_deliveries_line"),
+        (deliveries.DUE, "ix_deliveries_due_at"),
+        (deliveries.RECLAIM, "ix_deliveries_server"),
+        (deliveries.ADVANCE, "ix_deliveries_line"),
+        (deliveries.LISTED, "ix_deliveries_command_id_number"),
+        (deliveries.LISTED_OF_HOOK, "ix_deliveries_hook_id_number"),
+        (deliveries.OLD, "ix_deliveries_ended_at"),
+        (deliveries.REPLAY_FAILED, "ix_deliveries_not_done"),
+        (schedules.SCHEDULE, "ix_versions_schedule"),
+        (schedules.GOES_ON, "ix_deliveries_not_done"),
+        (answers.ANSWER, "sqlite_autoindex_answers_1"),
+        (answers.END_ALL, "ix_answers_under_way"),
+        (answers.OLD, "ix_answers_begun_at"),
     ],
 )
 async def test_found_by_an_index(store: Store, path: Path, statement: Any, index: str) -> None:
     steps = plan(path, statement)
-    assert not [step for step in steps if "SCAN" in step]
+    assert not [step for step in steps if "SCAN" in step and "CONSTANT" not in step]
     assert any(index in step for step in steps)
 
 
@@ -293,6 +351,12 @@ async def test_what_is_read_of_a_whole_table_is_little(store: Store, path: Path)
         "SCAN runs USING INDEX sqlite_autoindex_runs_1"
     ]
     assert plan(path, upkeep.ENTRIES) == ["SCAN entries"]
+    assert plan(path, deliveries.NEXT_DUE) == [
+        "SEARCH deliveries USING INDEX ix_deliveries_due_at (due_at>?)"
+    ]
+    assert plan(path, deliveries.BACKLOG) == [
+        "SCAN deliveries USING COVERING INDEX ix_deliveries_not_done"
+    ]
     scans = [step for step in plan(path, sharing.RUNNABLE) if "SCAN" in step]
     assert scans[0] == "SCAN grants USING INDEX uq_grants_to_everyone"
     assert not [
@@ -302,8 +366,11 @@ async def test_what_is_read_of_a_whole_table_is_little(store: Store, path: Path)
 
 def plan(path: Path, statement: Any) -> list[str]:
     compiled = statement.compile(dialect=dialect(paramstyle="named"))
+    values = {name: 0 if value is None else value for name, value in compiled.params.items()}
+    lists = {"names": [("ann", "hello")], "keys": [b"1", b"2"], "ids": [1], "lines": [1]}
+    words, bound = compiled.construct_expanded_state(values | lists)[:2]
     raw = sqlite3.connect(path)
-    rows = raw.execute(f"EXPLAIN QUERY PLAN {compiled}", compiled.params).fetchall()
+    rows = raw.execute(f"EXPLAIN QUERY PLAN {words}", bound).fetchall()
     raw.close()
     return [row[3] for row in rows]
 

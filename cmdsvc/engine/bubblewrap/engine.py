@@ -71,6 +71,10 @@ class BubblewrapEngine:
         both = {Network.NONE} | ({Network.INTERNET} if self._pool is not None else set())
         return frozenset(both)
 
+    @property
+    def warm(self) -> int:
+        return 0 if self._stubs is None else self._stubs.ready
+
     async def open(self, *, beside: bool = False) -> None:
         try:
             await self._open(beside=beside)

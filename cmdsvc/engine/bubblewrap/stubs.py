@@ -138,6 +138,11 @@ class Stubs:
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def ready(self) -> int:
+        """How many wait to be taken."""
+        return len(self._ready)
+
     async def open(self) -> None:
         """Starts the spawner. EngineError if it cannot do its work on this machine."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -56,6 +56,7 @@ class DockerEngine:
     """
 
     name = "docker"
+    warm = 0
 
     def __init__(self, settings: EngineSettings, host: str | None = None) -> None:
         self._settings = settings

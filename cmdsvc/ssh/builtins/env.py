@@ -7,7 +7,6 @@ from cmdsvc.service.environment import VALUE_MAX
 from cmdsvc.ssh.verbs import Builtin, Call, Parser
 
 STDIN = "-"
-LINE_BREAKS = (b"\r\n", b"\n")
 
 
 def _arguments(parser: Parser) -> None:
@@ -63,24 +62,9 @@ def _pairs(words: list[str]) -> dict[str, str]:
 
 async def _values(call: Call, pairs: dict[str, str]) -> dict[str, bytes]:
     return {
-        name: await _stdin(call) if value == STDIN else value.encode()
+        name: await call.value(VALUE_MAX, ":env NAME set K=-") if value == STDIN else value.encode()
         for name, value in pairs.items()
     }
-
-
-async def _stdin(call: Call) -> bytes:
-    """All of stdin, less one line break at its end; no more than makes it too large."""
-    if call.terminal:  # where what is typed would have to be hidden, and edited
-        raise UsageError("a value is read from a pipe", "ssh HOST :env NAME set K=- < FILE")
-    value = bytearray()
-    async for data in call.caller.stdin():
-        value += data
-        if len(value) > VALUE_MAX + max(map(len, LINE_BREAKS)):
-            break
-    for ending in LINE_BREAKS:
-        if value.endswith(ending):
-            return bytes(value.removesuffix(ending))
-    return bytes(value)
 
 
 def _shown(value: bytes, *, exact: bool) -> str:

@@ -122,6 +122,7 @@ class Commands(Part):
         author: str,
         digest: str,
         created_at: datetime,
+        schedule: str | None = None,
     ) -> Command:
         version = Version(1, source, author, created_at.astimezone(UTC), digest)
         command = Command(owner, name, description, version)
@@ -135,7 +136,7 @@ class Commands(Part):
 
         async def work(connection: AsyncConnection) -> Command:
             await connection.execute(insert(commands), row)
-            await _append(connection, command)
+            await _append(connection, command, schedule)
             await note(connection, Entry(created_at, author, "create", command.full_name))
             return command
 
@@ -159,12 +160,13 @@ class Commands(Part):
         author: str,
         digest: str,
         created_at: datetime,
+        schedule: str | None = None,
     ) -> Command:
         version = Version(1, source, author, created_at.astimezone(UTC), digest)
         command = Command(owner, name, description, version)
 
         async def work(connection: AsyncConnection) -> Command:
-            given = await _append(connection, command)
+            given = await _append(connection, command, schedule)
             line = Entry(created_at, author, "edit", command.full_name, f"version {given}")
             await note(connection, line)
             return await _found(connection, owner, name)
@@ -255,7 +257,7 @@ def _gone(owner: str, name: str) -> NotFoundError:
     return NotFoundError(f"there is no command {owner}/{name}", "make it with :create")
 
 
-async def _append(connection: AsyncConnection, command: Command) -> int:
+async def _append(connection: AsyncConnection, command: Command, schedule: str | None) -> int:
     """Stores `command`'s version as its next one, whatever its number says; returns the number."""
     key = {"of_owner": command.owner, "of_name": command.name}
     updated_at = number(command.version.created_at)
@@ -273,6 +275,7 @@ async def _append(connection: AsyncConnection, command: Command) -> int:
         "digest": version.digest,
         "created_at": updated_at,
         "source": version.source,
+        "schedule": schedule,
     }
     await connection.execute(insert(versions), row)
     return int(last)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -87,15 +85,6 @@ class Outputs(Part):
             found, size = await self._step(partial(_remove_outputs, excess))
             freed += size
         return gone, freed
-
-    async def _step(
-        self, work: Callable[[AsyncConnection], Awaitable[tuple[int, int]]]
-    ) -> tuple[int, int]:
-        """One transaction, and twice as long a rest: meanwhile runs are begun."""
-        begun = time.monotonic()
-        done = await self._database.transact(work)
-        await asyncio.sleep(2 * (time.monotonic() - begun))
-        return done
 
     async def would_retire(self, *, before: datetime, bytes_kept: int) -> tuple[int, int]:
         rows = await self._database.survey(WOULD_RETIRE, {"before": number(before)})

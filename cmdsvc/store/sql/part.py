@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,6 +21,9 @@ MAX_ROWS = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+S = TypeVar("S")
+T = TypeVar("T")
+
 
 class Part:
     def __init__(self, database: Database, server: str) -> None:
@@ -25,6 +32,13 @@ class Part:
         self._known: set[str] = set()
         """Users that are there, as far as this server knows."""
 
+    async def _step(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """One transaction, and twice as long a rest: meanwhile runs are begun."""
+        begun = time.monotonic()
+        done = await self._database.transact(work)
+        await asyncio.sleep(2 * (time.monotonic() - begun))
+        return done
+
 
 def number(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
@@ -32,6 +46,10 @@ def number(moment: datetime) -> int:
 
 def moment(number: int) -> datetime:
     return _EPOCH + timedelta(microseconds=number)
+
+
+def maybe(convert: Callable[[S], T], value: S | None) -> T | None:
+    return None if value is None else convert(value)
 
 
 def bounded(limit: int) -> int:

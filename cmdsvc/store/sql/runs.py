@@ -24,6 +24,7 @@ from cmdsvc.errors import InternalError
 from cmdsvc.model import Door, Outcome, Reason, Run
 from cmdsvc.store.database import TakenError
 from cmdsvc.store.schema import BY_ANOTHER, commands, grants, runs
+from cmdsvc.store.sql import answers
 from cmdsvc.store.sql.commands import ADMIN, IS_COMMAND
 from cmdsvc.store.sql.part import Part, bounded, moment, number
 
@@ -44,6 +45,7 @@ _COLUMNS = (
     runs.c.exit_status,
     runs.c.reason,
     runs.c.message,
+    runs.c.token,
 )
 _USER: BindParameter[str] = bindparam("of_user")
 _COMMAND: BindParameter[str] = bindparam("of_command")
@@ -126,6 +128,7 @@ class Runs(Part):
             "door": run.door.value,
             "started_at": number(run.started_at),
             "owner": _owner(run.command),
+            "token": run.token,
         }
         try:
             await self._database.record(INSERT_RUN, row)
@@ -139,6 +142,7 @@ class Runs(Part):
         values = {"of_server": self._server, **_end(now, LOST)}
 
         async def work(connection: AsyncConnection) -> int:
+            await connection.execute(answers.END_ALL, {"of_server": self._server})
             return (await connection.execute(END_ALL, values)).rowcount
 
         return await self._database.transact(work)
@@ -199,8 +203,9 @@ def _end(ended_at: datetime, outcome: Outcome) -> dict[str, Any]:
 
 
 def _run(row: Any) -> Run:
-    run_id, command, version, user, door, started_at, ended_at, exit_status, reason, message = row
-    begun = Run(run_id, command, version, user, Door(door), moment(started_at))
+    run_id, command, version, user, door, started_at, *ending, token = row
+    ended_at, exit_status, reason, message = ending
+    begun = Run(run_id, command, version, user, Door(door), moment(started_at), token=token)
     if ended_at is None:
         return begun
     outcome = Outcome(exit_status, Reason(reason), message)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, delete, insert, select, tuple_, union, update
+from sqlalchemy import BindParameter, bindparam, delete, insert, select, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import NotFoundError
@@ -14,9 +14,6 @@ from cmdsvc.store import Listing
 from cmdsvc.store.schema import TO_EVERYONE, commands, env, grants, tokens, users, versions
 from cmdsvc.store.sql.commands import ACCESS, ADMIN, CURRENT_OF, SUBJECT, hold
 from cmdsvc.store.sql.part import Part, entry, moment, note
-
-BATCH = 100
-"""Sealed values that are read at once."""
 
 _ROLE = (grants.c.command_id == bindparam("of_id")) & (grants.c.role == bindparam("of_role"))
 _GRANTED = select(SUBJECT).where(_ROLE)
@@ -42,24 +39,6 @@ RUNNABLE = (
 )
 _UNSET = delete(env).where(
     env.c.command_id == bindparam("of_id"), env.c.name == bindparam("of_variable")
-)
-SEALED = (
-    select(env.c.command_id, env.c.name, env.c.value, commands.c.owner, commands.c.name)
-    .select_from(env.join(commands, env.c.command_id == commands.c.id))
-    .where(
-        tuple_(env.c.command_id, env.c.name)
-        > tuple_(bindparam("after_id", type_=env.c.command_id.type), bindparam("after_name"))
-    )
-    .order_by(env.c.command_id, env.c.name)
-    .limit(BATCH)
-)
-_RESEAL = update(env).where(
-    env.c.command_id
-    == select(commands.c.id)
-    .where(commands.c.owner == bindparam("of_owner"), commands.c.name == bindparam("of_name"))
-    .scalar_subquery(),
-    env.c.name == bindparam("of_variable"),
-    env.c.value == bindparam("old"),
 )
 
 
@@ -143,23 +122,6 @@ class Sharing(Part):
                 await note(connection, entry(by, "env", f"{owner}/{name}", ", ".join(words)))
 
         await self._database.transact(work)
-
-    async def sealed(self) -> AsyncIterator[tuple[str, str, str, bytes]]:
-        after: dict[str, Any] = {"after_id": -1, "after_name": ""}
-        while rows := await self._database.survey(SEALED, after):
-            for command_id, variable, value, owner, name in rows:
-                after = {"after_id": command_id, "after_name": variable}
-                yield owner, name, variable, value
-
-    async def reseal(self, values: Sequence[tuple[str, str, str, bytes, bytes]]) -> int:
-        async def work(connection: AsyncConnection) -> int:
-            count = 0
-            for owner, name, variable, old, new in values:
-                key = {"of_owner": owner, "of_name": name, "of_variable": variable, "old": old}
-                count += (await connection.execute(_RESEAL, {**key, "value": new})).rowcount
-            return count
-
-        return await self._database.transact(work)
 
 
 def _row(command_id: int, role: str, subject: str) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.model import Entry
 from cmdsvc.store import Notice
-from cmdsvc.store.schema import commands, entries, notices, outputs, runs, tokens, users, versions
+from cmdsvc.store.schema import (
+    commands,
+    deliveries,
+    entries,
+    notices,
+    outputs,
+    runs,
+    tokens,
+    users,
+    versions,
+)
 from cmdsvc.store.sql.part import Part, bounded, entry, moment, note
 
 ENTRIES = (
@@ -33,6 +43,7 @@ USAGE = {
     "tokens": _count(tokens),
     "entries": _count(entries),
     "outputs": _count(outputs),
+    "deliveries": _count(deliveries),
     "source_bytes": select(func.coalesce(func.sum(func.length(versions.c.source)), 0)),
     "output_bytes": select(func.coalesce(func.sum(outputs.c.size), 0)),
 }

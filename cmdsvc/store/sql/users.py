@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cmdsvc.errors import ExistsError
 from cmdsvc.store import Reseal
 from cmdsvc.store.database import TakenError
-from cmdsvc.store.schema import BY_ANOTHER, commands, env, runs, users, versions
+from cmdsvc.store.schema import BY_ANOTHER, commands, runs, users, versions
 from cmdsvc.store.sql.part import Part, entry, note
+from cmdsvc.store.sql.sealed import reseal_all
 
 _KNOWN_USERS = 10_000
 
@@ -24,16 +25,6 @@ _RENAME = update(users).where(users.c.name == _OLD).values(name=_NEW)
 _REMOVE = delete(users).where(users.c.name == _OLD)
 _REMOVE_COMMANDS = delete(commands).where(commands.c.owner == _OLD)
 _RENAME_AUTHOR = update(versions).where(versions.c.author == _OLD).values(author=_NEW)
-_ENV = (
-    select(env.c.command_id, commands.c.name, env.c.name, env.c.value)
-    .select_from(env.join(commands, env.c.command_id == commands.c.id))
-    .where(commands.c.owner == _NEW)
-)
-_RESEAL = (
-    update(env)
-    .where(env.c.command_id == bindparam("of_id"), env.c.name == bindparam("of_variable"))
-    .values(value=bindparam("sealed"))
-)
 _OF_OWNER = update(runs).values(
     owner=_NEW,
     command=_NEW.concat(func.substr(runs.c.command, func.length(_OLD) + 1)),
@@ -75,10 +66,7 @@ class Users(Part):
             for statement in (_RENAME_AUTHOR, *RENAME_RUNS):
                 await connection.execute(statement, names)
             if reseal is not None:
-                for command_id, command, name, value in await connection.execute(_ENV, names):
-                    sealed = reseal(command, name, value)
-                    key = {"of_id": command_id, "of_variable": name, "sealed": sealed}
-                    await connection.execute(_RESEAL, key)
+                await reseal_all(connection, new, reseal)
             await note(connection, entry(by, "user-rename", old, f"to {new}"))
             return True
 

@@ -1,0 +1,1 @@
+"""What comes over HTTP: runs, webhooks, the figures."""
