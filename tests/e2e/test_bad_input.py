@@ -10,6 +10,8 @@ import pytest
 from tests.e2e.service_lab import HELLO, Service
 from tests.kit import Server
 
+pytestmark = pytest.mark.any_engine
+
 BODY = "#!/bin/sh\ntrue\n"
 
 

@@ -14,6 +14,8 @@ import pytest
 from tests import transcript
 from tests.e2e.service_lab import PATIENCE, Service
 
+pytestmark = pytest.mark.any_engine
+
 ROOT = Path(__file__).parents[2]
 
 SHOWS = """\

@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.service_lab import HELLO, PATIENCE, Service
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_engine]
 
 CHECKOUT = Path(__file__).parents[2]
 JQ = b"#!cmd alpine jq bash\n#!/bin/sh\njq --version\n"

@@ -12,6 +12,8 @@ import pytest
 
 from tests.e2e.service_lab import Service
 
+pytestmark = pytest.mark.any_engine
+
 
 def says(word: str) -> bytes:
     return f"#!cmd alpine\n#!/bin/sh\necho {word}\n".encode()
