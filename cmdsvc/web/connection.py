@@ -95,10 +95,13 @@ class Line:
 
     def end(self) -> None:
         """Nothing more is sent; the other side is expected to close it."""
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
+        if not self._transport.can_write_eof():
             self._transport.close()
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:  # it was reset, of which the event loop has not heard yet
+            self._transport.abort()
 
     def abort(self) -> None:
         self._transport.abort()

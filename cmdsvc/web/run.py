@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from cmdsvc.errors import CmdError, NotFoundError, UsageError
@@ -67,7 +68,9 @@ class RunRoute:
         assert where is not None  # noqa: S101 - else it was not found
         request = self._request(asked, who, where, command)
         if websocket.wanted(asked):
-            await websocket.serve(asked, out, self._runs, request, http)
+            await websocket.serve(
+                asked, out, self._runs, request, http, ahead=partial(self._read_on, asked)
+            )
             return
         if (asked.length or 0) > self._max_body:
             raise too_large(self._max_body)
@@ -82,9 +85,12 @@ class RunRoute:
         else:
             reply = _reply(asked, out, http)
             body = asked.body(self._max_body)
-            async with Ahead(body, self._ahead, asked.origin.address, self._folder) as ahead:
+            async with self._read_on(asked, body) as ahead:
                 pieces = ahead.pieces() if asked.held_up else body
                 await self._run(asked, out, request, reply, pieces)
+
+    def _read_on(self, asked: Asked, body: AsyncIterator[bytes]) -> Ahead:
+        return Ahead(body, self._ahead, asked.origin.address, self._folder)
 
     async def _find(self, who: Who, where: cgi.Target | None) -> tuple[Command, Http]:
         """What may be run. 401 for who has not said who he is, whether there is something or not."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from signal import Signals
 
@@ -19,6 +19,7 @@ from cmdsvc.metadata import Http
 from cmdsvc.model import Door, Reason, Terminal
 from cmdsvc.relay import CallerGone, Event, Resize, Signal
 from cmdsvc.service.runs import Request, Runs
+from cmdsvc.web.ahead import Ahead
 from cmdsvc.web.asked import Asked
 from cmdsvc.web.forwarded import PORTS
 from cmdsvc.web.frames import Socket
@@ -29,7 +30,7 @@ SUBPROTOCOL = "cmdsvc.v1"
 TERM = "xterm-256color"
 """What the terminals in browsers understand."""
 STDIN_HIGH = 256 << 10
-"""Bytes of unread stdin above which nothing more is read from the client."""
+"""Bytes of stdin that wait to be put elsewhere, above which nothing more is read from the client."""
 EVENTS_MAX = 64
 CONTROL_MAX = 4096
 """Characters of a control frame."""
@@ -37,6 +38,8 @@ SIZE_MAX = 65535
 """Columns or rows of a terminal: what a kernel takes."""
 FAILED = 4000
 """What an exit status is added to, as the code of a Close frame (RFC 6455, 7.4.2: for private use)."""
+
+MakeAhead = Callable[[AsyncIterator[bytes]], Ahead]
 
 _PORT = re.compile(r":[0-9]+$")
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
@@ -52,13 +55,18 @@ def wanted(asked: Asked) -> bool:
     )
 
 
-async def serve(asked: Asked, out: Out, runs: Runs, request: Request, http: Http) -> None:
-    """Runs it over the WebSocket that `asked` becomes. RequestError where it does not become one."""
+async def serve(
+    asked: Asked, out: Out, runs: Runs, request: Request, http: Http, *, ahead: MakeAhead
+) -> None:
+    """Runs it over the WebSocket that `asked` becomes. RequestError where it does not become one.
+
+    `ahead`: by what stdin is read on where the script does not read it.
+    """
     _check_origin(asked, http)
     head, subprotocol = _accepted(asked)
     request = replace(request, door=Door.WEBSOCKET, terminal=_terminal(asked))
     socket = Socket(asked.line)
-    caller = SocketCaller(socket, plain=not subprotocol)
+    caller = SocketCaller(socket, ahead, plain=not subprotocol)
     out.status, out.run = 101, request.id
     asked.line.switch(socket.received)
     lines = [*head, ("x-cmd-run-id", request.id)]
@@ -70,7 +78,9 @@ async def serve(asked: Asked, out: Out, runs: Runs, request: Request, http: Http
     ]
     tasks[0].add_done_callback(lambda _: caller.leave())
     try:
-        await caller.end(*await _ended(runs, request, caller))
+        async with caller.ahead:
+            ended = await _ended(runs, request, caller)
+        await caller.end(*ended)
     finally:
         for task in tasks:
             task.cancel()
@@ -95,7 +105,8 @@ async def _ended(runs: Runs, request: Request, caller: SocketCaller) -> tuple[in
 class SocketCaller:
     """`plain`: stdout as text, whatever comes as stdin; else as SUBPROTOCOL has it."""
 
-    def __init__(self, socket: Socket, *, plain: bool) -> None:
+    def __init__(self, socket: Socket, ahead: MakeAhead, *, plain: bool) -> None:
+        self.ahead = ahead(self._taken())
         self._socket = socket
         self._plain = plain
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -153,7 +164,10 @@ class SocketCaller:
                 raise _RefusedError(1008, "a control frame has the type eof, resize or signal")
         self._event_wake.set()
 
-    async def stdin(self) -> AsyncIterator[bytes]:
+    def stdin(self) -> AsyncIterator[bytes]:
+        return self.ahead.pieces()
+
+    async def _taken(self) -> AsyncIterator[bytes]:
         while True:
             if self._unread:
                 data = bytes(self._unread)
@@ -213,7 +227,7 @@ def _check_origin(asked: Asked, http: Http) -> None:
     """A browser opens a WebSocket for any page, with what it knows of the user's credentials."""
     for value in asked.values(b"origin"):
         origin = value.decode("latin-1")
-        if not (_is_ours(origin, asked) or origin in http.cors or "*" in http.cors):
+        if not (is_ours(origin, asked) or origin in http.cors or "*" in http.cors):
             raise RequestError(
                 403,
                 f"it is not for pages of {one_line(origin)[:80]}",
@@ -221,7 +235,7 @@ def _check_origin(asked: Asked, http: Http) -> None:
             )
 
 
-def _is_ours(origin: str, asked: Asked) -> bool:
+def is_ours(origin: str, asked: Asked) -> bool:
     """Whether it is that of the address that was asked, as the client or a proxy names it."""
     scheme, _, host = origin.lower().partition("://")
     if host in (value.decode("latin-1").lower() for value in asked.values(b"host")):

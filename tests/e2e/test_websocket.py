@@ -121,7 +121,8 @@ class TestV1:
     async def test_a_signal_passes_stdin_that_nobody_reads(self, web: Web):
         async with talking(web, "echo ready; exec sleep 1000") as talk:
             await talk.until(b"ready")
-            await talk.ws.send(bytes(400_000))
+            for _ in range(20):
+                await talk.ws.send(bytes(400_000))
             await talk.say(type="signal", signal="TERM")
             await talk.end()
         assert talk.exit is not None
@@ -280,6 +281,7 @@ class TestHowItBegins:
             assert talk.exit["exit_status"] == 75
             assert talk.exit["message"]
             assert await talk.end() == 1013
+        await until(lambda: "\trunning" not in web.service.ssh(":runs").ok().text)
 
 
 class TestEnds:
