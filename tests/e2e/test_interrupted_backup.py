@@ -30,7 +30,9 @@ def large(own_service: Service) -> Service:
     with database:
         for number in range(OUTPUTS):
             database.execute(
-                "insert into runs values (?, 'x', 'alice/hello', 1, 'alice', 'ssh', 1, 2, 0, 'exit', '', 'alice')",
+                "insert into runs (id, server, command, version, user, door, started_at, ended_at,"
+                " exit_status, reason, message, owner)"
+                " values (?, 'x', 'alice/hello', 1, 'alice', 'ssh', 1, 2, 0, 'exit', '', 'alice')",
                 (f"r{number}",),
             )
             database.execute(
