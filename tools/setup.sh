@@ -28,7 +28,8 @@ if [ "$what" = test ]; then
   need openssl openssl
   need nginx-light nginx
   need caddy caddy
-  need curl curl
+  need zsh zsh
+  need fish fish
   need webhook webhook
   # Debian keeps its programs off the PATH.
   ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql initdb
