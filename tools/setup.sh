@@ -28,6 +28,7 @@ if [ "$what" = test ]; then
   need openssl openssl
   need nginx-light nginx
   need caddy caddy
+  need dropbear-bin dbclient
   need zsh zsh
   need fish fish
   need webhook webhook
