@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.raw_client import serving
 from tests.e2e.service_lab import Service
 from tests.kit import Kit, Server
 
@@ -52,6 +53,17 @@ def service(
         yield service
     finally:
         assert service.stop() == 0, service.log
+
+
+@pytest.fixture(scope="module")
+def door(
+    request: pytest.FixtureRequest,
+    kit: Kit,
+    mirror: Server,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """A server on the embedded engine for one module whose clients are hostile."""
+    yield from serving(request, kit, mirror, tmp_path_factory.mktemp("door"))
 
 
 @pytest.fixture

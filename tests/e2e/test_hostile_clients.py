@@ -41,16 +41,6 @@ SESSIONS = 256
 """Of one connection."""
 
 
-@pytest.fixture(scope="module")
-def door(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Service]:
-    yield from serving(request, kit, mirror, tmp_path_factory.mktemp("door"))
-
-
 @pytest.fixture(autouse=True)
 async def unharmed(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:

@@ -37,16 +37,6 @@ PER_ADDRESS = 50
 """Connections from one address that may be before the end of their login."""
 
 
-@pytest.fixture(scope="module")
-def door(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Service]:
-    yield from serving(request, kit, mirror, tmp_path_factory.mktemp("door"))
-
-
 class Offers(asyncssh.SSHClient):
     """Offers these keys one after the other, and counts them."""
 

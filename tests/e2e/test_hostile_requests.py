@@ -19,27 +19,15 @@ from tests.e2e.raw_client import (
     connected,
     harmless,
     quoted,
-    serving,
     talk,
     whoami,
 )
 from tests.e2e.service_lab import PATIENCE, Service
-from tests.kit import Kit, Server
 
 pytestmark = pytest.mark.any_engine
 
 SESSIONS = 256
 """Of one connection."""
-
-
-@pytest.fixture(scope="module")
-def door(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Service]:
-    yield from serving(request, kit, mirror, tmp_path_factory.mktemp("door"))
 
 
 @pytest.fixture(autouse=True)

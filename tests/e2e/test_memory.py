@@ -29,7 +29,6 @@ from tests.e2e.raw_client import (
     peak_below,
     quoted,
     say,
-    serving,
     sleeper,
     talk,
     threads,
@@ -37,7 +36,6 @@ from tests.e2e.raw_client import (
     whoami,
 )
 from tests.e2e.service_lab import PATIENCE, Service
-from tests.kit import Kit, Server
 
 MUCH = 256 << 20
 ZEROS = f"echo begun; exec head -c {MUCH} /dev/zero"
@@ -49,16 +47,6 @@ def zeros() -> str:
     for _ in range(MUCH >> 20):
         digest.update(bytes(1 << 20))
     return digest.hexdigest()
-
-
-@pytest.fixture(scope="module")
-def door(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Service]:
-    yield from serving(request, kit, mirror, tmp_path_factory.mktemp("door"))
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,6 @@ from cmdsvc.engine.docker.images import reference, repository
 from cmdsvc.errors import BusyError, DataError, EngineError
 from cmdsvc.model import Network, Outcome, Reason, Terminal
 from cmdsvc.recipe import Recipe
-from tests import dockerd
-from tests.availability import unavailable
 from tests.engine import dockerlab
 from tests.engine.dockerlab import MB, PATIENCE, Lab, end, line
 
@@ -31,16 +28,6 @@ if TYPE_CHECKING:
     from tests.kit import Kit, Server
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[str]:
-    with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(dockerd.docker_host())
-        except dockerd.NoDockerError as error:
-            unavailable(str(error))
-        yield found
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,8 +17,6 @@ from cmdsvc.errors import DataError, UsageError
 from cmdsvc.model import Network, Outcome, Reason, Terminal
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import Job
-from tests import dockerd
-from tests.availability import unavailable
 from tests.engine import dockerlab
 from tests.engine.dockerlab import PATIENCE, Lab, end
 
@@ -27,16 +24,6 @@ if TYPE_CHECKING:
     from tests.kit import Kit, Server
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[str]:
-    with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(dockerd.docker_host())
-        except dockerd.NoDockerError as error:
-            unavailable(str(error))
-        yield found
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
