@@ -59,6 +59,7 @@ class KeyRing:
         self._folder = folder / "users"
         self._owners: dict[bytes, tuple[str, list[Line]]] = {}
         self._seen: list[tuple[str, int, int]] | None = None
+        self._folder_seen = 0
         self._looked = -RECHECK
 
     def knows(self, user: str) -> bool:
@@ -70,9 +71,12 @@ class KeyRing:
         return self.lines(key.public_data)[0]
 
     def lines(self, key: bytes) -> tuple[str | None, list[Line]]:
-        """The user whom `key` belongs to, and the lines that say so."""
+        """The user whom `key` belongs to, and the lines that say so.
+
+        A file that was put there just now counts at once, any other change within RECHECK.
+        """
         now = time.monotonic()
-        if now - self._looked >= RECHECK:
+        if now - self._looked >= RECHECK or (key not in self._owners and self._folder_changed()):
             self._looked = now
             self._refresh()
         return self._owners.get(key, (None, []))
@@ -81,8 +85,15 @@ class KeyRing:
         """Looks again at the next question: a file was changed just now."""
         self._looked = -RECHECK
 
+    def _folder_changed(self) -> bool:
+        try:
+            return self._folder.stat().st_mtime_ns != self._folder_seen
+        except OSError:
+            return False
+
     def _refresh(self) -> None:
         try:
+            self._folder_seen = self._folder.stat().st_mtime_ns
             with os.scandir(self._folder) as entries:
                 files = sorted(
                     (entry.name, entry.stat().st_ctime_ns, entry.stat().st_size)

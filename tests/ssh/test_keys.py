@@ -136,14 +136,12 @@ class TestKeyRing:
 
         assert owners() == [None, None, None]
         write(users / "ann.pub", A)
-        clock.passed += RECHECK * 0.9
-        assert owners() == [None, None, None]
-        clock.recheck()
-        assert owners() == ["ann", None, None]
-        write(users / "bob.pub", B)  # a file more
-        clock.recheck()
+        assert owners() == ["ann", None, None], "a new file counts at once"
+        write(users / "bob.pub", B)
         assert owners() == ["ann", "bob", None]
-        write(users / "ann.pub", C)  # another content of the same length
+        write(users / "ann.pub", C)  # another content of the same length, in place
+        clock.passed += RECHECK * 0.9
+        assert owners() == ["ann", "bob", None]
         clock.recheck()
         assert owners() == [None, "bob", "ann"]
         (users / "ann.pub").rename(users / "cy.pub")
