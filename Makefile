@@ -5,7 +5,7 @@ BIN := .venv/bin
 ALL := $(if $(filter 0,$(shell id -u)),1,0)
 
 # Test files at once: much of a test's time is waiting for processes that it started.
-JOBS ?= 2
+JOBS ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: help setup demo serve test quick lint format bench clean

@@ -122,7 +122,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (notice, backup, restore, systemd, co
 
 def _clean_up_when_terminated() -> None:
     """As at ^C: a copy of the store is not to be left behind by a timer that runs out."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:

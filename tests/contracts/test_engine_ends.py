@@ -19,9 +19,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STUBBORN = """
     trap '' TERM INT HUP QUIT USR1
-    sh -c 'trap "" TERM HUP; while :; do sleep 300; done' "$1" &
-    setsid sh -c 'while :; do sleep 300; done' "$1" </dev/null >/dev/null 2>&1 &
-    (setsid sh -c 'sleep 300; :' "$1" &)
+    sh -c 'trap "" TERM HUP; echo 1; while :; do sleep 300; done' "$1" &
+    setsid sh -c 'echo 2; exec </dev/null >/dev/null 2>&1; while :; do sleep 300; done' "$1" &
+    (setsid sh -c 'echo 3; sleep 300; :' "$1" &)
     echo ready
     while :; do sleep 300; done
 """
@@ -30,7 +30,9 @@ STUBBORN = """
 async def test_close_in_mid_run_ends_all(lab: Lab) -> None:
     mark = marker()
     async with lab.job(STUBBORN, mark) as job:
-        await Transcript(job).line()
+        transcript = Transcript(job)
+        for _ in range(4):
+            await transcript.line()
         assert len(host.with_argument(mark)) >= 4
         async with asyncio.timeout(PATIENCE):
             started = time.monotonic()

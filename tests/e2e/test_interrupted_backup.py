@@ -45,10 +45,13 @@ def large(own_service: Service) -> Service:
 
 def ended(service: Service, number: int, folder: Path, *words: str, **settings: str) -> int:
     """Starts `cmdsvc` and ends it once it has put something into `folder`; its exit status."""
+    # What this process ignores, as a job in the background does, its children would ignore as well.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "cmdsvc", *words],
         env=service.environment | settings, cwd=service.home, stderr=subprocess.PIPE,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + PATIENCE
     while not list(folder.glob(".cmdsvc-*")):
         assert process.poll() is None, process.communicate()

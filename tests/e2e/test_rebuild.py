@@ -72,6 +72,7 @@ def test_edit_after_a_pull(moving: Service, base: Base):
     assert rebuilds(moving) == []
 
 
+@pytest.mark.any_engine
 def test_create_after_a_pull(moving: Service, base: Base):
     base.becomes("two")
     moving.create("unpulled", OTHER).ok()
@@ -107,6 +108,7 @@ def test_apply_with_rebuild(moving: Service, base: Base):
     assert says(moving) == "four"
 
 
+@pytest.mark.any_engine
 def test_a_rebuild_that_fails(moving: Service, base: Base):
     base.becomes("two", apk=b"#!/bin/sh\necho no package today >&2\nexit 1\n")
     moving.ssh(":apply", "tool", "--rebuild", stdin=TOOL).failed(65, "no package today")
@@ -119,6 +121,7 @@ def test_a_rebuild_that_fails(moving: Service, base: Base):
     assert rebuilds(moving) == []
 
 
+@pytest.mark.any_engine
 def test_who_may_rebuild(moving: Service):
     moving.add_user("bob")
     words = (":apply", "--rebuild", "alice/tool")
@@ -130,6 +133,7 @@ def test_who_may_rebuild(moving: Service):
     assert rebuilds(moving) == ["alice/tool"]
 
 
+@pytest.mark.any_engine
 def test_several_rebuilds_at_once(moving: Service, base: Base):
     base.becomes("two")
     clients = [moving.popen(":apply", "--rebuild", "tool") for _ in range(4)]

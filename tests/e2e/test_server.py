@@ -32,12 +32,14 @@ def rows(service: Service, query: str) -> list[tuple[object, ...]]:
         database.close()
 
 
+@pytest.mark.any_engine
 def test_version_and_help(own_service: Service):
     assert own_service.cli("--version").ok().text.startswith("cmdsvc 0.")
     for words in ([], ["serve"], ["check"], ["pull"], ["user"], ["user", "add"], ["demo"]):
         assert "Usage" in own_service.cli(*words, "--help").ok().text
 
 
+@pytest.mark.any_engine
 def test_check_says_what_is_in_force_and_what_is_wrong(own_service: Service):
     said = own_service.cli("check").ok()
     assert "CMDSVC_TIMEOUT" in said.text
@@ -67,6 +69,7 @@ def test_settings_come_from_the_file_too_and_the_environment_wins(own_service: S
     assert shown["CMDSVC_PIDS"] == "88"
 
 
+@pytest.mark.any_engine
 def test_a_start_that_cannot_be_is_one_clear_line(own_service: Service, service: Service):
     said = own_service.cli("serve", CMDSVC_SSH_LISTEN=f"127.0.0.1:{service.port}")
     assert said.status != 0
@@ -87,6 +90,7 @@ def test_a_second_server_on_the_same_data_is_refused(own_service: Service):
     assert b"another server" in said.err
 
 
+@pytest.mark.any_engine
 def test_user_add(own_service: Service):
     own_service.start()
     assert own_service.ssh(":whoami", user="bob").status == 255
@@ -186,6 +190,7 @@ def test_a_killed_server_leaves_no_run_and_marks_it_lost(own_service: Service, n
     assert own_service.ssh(name, stdin=b"again\n").ok().out == b"begun\ngot again\n"
 
 
+@pytest.mark.any_engine
 def test_over_the_limit_is_75_and_the_rest_is_unharmed(own_service: Service, name: str):
     own_service.settings = {**own_service.settings, "CMDSVC_MAX_RUNS": "3"}
     own_service.start()
@@ -198,6 +203,7 @@ def test_over_the_limit_is_75_and_the_rest_is_unharmed(own_service: Service, nam
     assert own_service.ssh(name, stdin=b"y\n").ok().out == b"begun\ngot y\n"
 
 
+@pytest.mark.any_engine
 def test_one_user_cannot_take_all_runs(own_service: Service, name: str):
     own_service.settings = {**own_service.settings, "CMDSVC_MAX_RUNS_PER_USER": "1"}
     own_service.add_user("bob")
