@@ -416,7 +416,7 @@ async def test_a_base_is_refreshed_and_layers_keep_theirs(tmp_path: Path) -> Non
         await engine.pull("alpine", "", quiet)
         bases = {root.read_bytes() for root in (engine._store.root / "bases").glob("*/root/x")}
         assert bases == {b"one", b"two"}
-        layer = engine._store.use(recipe.digest)
+        layer = engine._store.hold(engine._store.current(recipe.digest))
         assert (engine._store.root / layer.paths[0] / "x").read_bytes() == b"one"
         layer.close()
 
@@ -448,7 +448,7 @@ async def test_layers_of_earlier_releases_are_kept(tmp_path: Path) -> None:
         store = Store(tmp_path, None)
         store.open(beside=False)
         assert store.has(recipe)
-        layer = store.use(recipe.digest)
+        layer = store.hold(store.current(recipe.digest))
         assert (store.root / layer.paths[1]).is_dir()
         layer.close()
         assert len(list((store.root / "made").iterdir())) == 1
