@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -118,6 +119,13 @@ class Stub:
             return self.sock.recv(MAX_MESSAGE)
         except OSError:
             return b""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its first process is there, as the kernel says it at this moment."""
+        dead = select.poll()
+        dead.register(self.pidfd, select.POLLIN)
+        return not self.gone.is_set() and not dead.poll(0)
 
     def kill(self) -> None:
         """Ends it with all that is below; `gone` tells when that is done."""

@@ -53,10 +53,6 @@ class Prepared:
         """What bwrap may complain to."""
         self._release = release
 
-    @property
-    def alive(self) -> bool:
-        return not self.stub.gone.is_set()
-
     def out_of_memory(self) -> bool:
         groups = self.stubs.cgroups
         return groups is not None and groups.out_of_memory(self.stub.group)
@@ -110,7 +106,7 @@ class Warm:
         """One of that kind, which is the caller's then."""
         if self._closed or not self._most:
             return None
-        found = next((one for one in self._waiting if one.kind == kind and one.alive), None)
+        found = next((one for one in self._waiting if one.kind == kind and one.stub.alive), None)
         if found is not None:
             self._waiting.remove(found)
         wanted = self._wanted.pop(kind, 0) + (found is None)
@@ -166,7 +162,7 @@ class Warm:
         left = dict(self._wanted)
         keep = []
         for one in self._waiting:
-            if one.kind is not None and one.alive and left.get(one.kind, 0):
+            if one.kind is not None and one.stub.alive and left.get(one.kind, 0):
                 left[one.kind] -= 1
                 keep.append(one)
             else:
