@@ -70,6 +70,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         limits=settings.limits,
         build_timeout=settings.build_timeout,
         docker_runtime=settings.docker_runtime,
+        warm=settings.warm,
         network_allow=settings.network_allow,
     )
 

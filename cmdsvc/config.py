@@ -144,6 +144,8 @@ class Settings(BaseSettings):
     pids: Annotated[int, Field(gt=0, le=1 << 22)] = 256
     disk: Size = 512 << 20
 
+    warm: Annotated[int, Field(ge=0, le=1000)] = 16
+    """Sandboxes at most that are made ahead of runs."""
     max_runs: Annotated[int, Field(gt=0)] = 100
     max_runs_per_user: Annotated[int, Field(gt=0)] = 50
     queue_wait: Annotated[float, BeforeValidator(lambda v: parse_duration(str(v))), Field(ge=0)] = (

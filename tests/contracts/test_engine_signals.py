@@ -43,9 +43,13 @@ async def test_a_child_killed_is_the_shells_to_tell(lab: Lab) -> None:
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "KILL", "USR1", "USR2", "ALRM"])
 async def test_a_signal_ends_a_program(lab: Lab, name: str) -> None:
-    """The shell's foreground program gets it too: neither is waited for."""
-    async with lab.job("ulimit -c 0; echo ready; sleep 60; echo not here") as job:
+    """The shell's foreground program gets it too: neither is waited for.
+
+    It has said that it is there: a shell that is about to start one may lose an interrupt.
+    """
+    async with lab.job("ulimit -c 0; cat; echo not here") as job:
         talk = Transcript(job)
+        await talk.say(b"ready\n")
         await talk.line()
         await job.signal(name)
         result = await talk.end()
@@ -177,8 +181,9 @@ async def test_a_terminal_passes_a_long_line_in_raw_mode(lab: Lab) -> None:
 
 
 async def test_interrupt_by_key(lab: Lab) -> None:
-    async with terminal(lab, "echo ready; sleep 60; echo not here") as (job, talk):
-        await talk.line()
+    async with terminal(lab, "cat; echo not here") as (job, talk):
+        await talk.say(b"ready\n")
+        await talk.until(b"ready\r\nready\r\n")  # typed, and said by the program in front
         await job.send(b"\x03")
         result = await talk.end()
     assert result.status == 130

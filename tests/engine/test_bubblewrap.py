@@ -23,49 +23,33 @@ import pytest
 import pytest_asyncio
 
 import cmdsvc
-from cmdsvc.engine import EngineSettings, Invocation, Sources
 from cmdsvc.engine.bubblewrap import BubblewrapEngine, arguments, cgroups
 from cmdsvc.engine.bubblewrap.launch import make as launch_make
 from cmdsvc.engine.bubblewrap.store import Store, remove
 from cmdsvc.engine.bubblewrap.stubs import PREPARED
 from cmdsvc.errors import BusyError, DataError, EngineError
-from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR, Limits, Network, Outcome, Terminal
+from cmdsvc.model import Outcome, Terminal
 from cmdsvc.recipe import Recipe
 from tests.availability import unavailable
+from tests.engine.bubblewrap_lab import (
+    ENV,
+    LIMITS,
+    MB,
+    children,
+    invocation,
+    opened,
+    quiet,
+    recipe_on,
+    run,
+    settings_for,
+    spawner_of,
+    until,
+)
 
-MB = 1 << 20
-LIMITS = Limits(timeout=60.0, memory=256 * MB, cpus=2.0, pids=64, disk=64 * MB)
-ENV = {b"PATH": SEARCH_PATH, b"HOME": WORK_DIR}
 OS_RELEASE = b'ID=alpine\nVERSION_ID="3.23.6"\nPRETTY_NAME="Alpine Linux v3.23"\n'
 ROOT = os.geteuid() == 0
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-def settings_for(folder: Path, base: str) -> EngineSettings:
-    return EngineSettings(
-        data_dir=folder / "engine",
-        instance=f"test-{secrets.token_hex(6)}",
-        sources=Sources({"alpine": base, "debian": "debian:12"}),
-        limits=LIMITS,
-    )
-
-
-def quiet(line: str) -> None:
-    assert "\n" not in line
-
-
-@contextlib.asynccontextmanager
-async def opened(settings: EngineSettings) -> AsyncIterator[BubblewrapEngine]:
-    engine = BubblewrapEngine(settings)
-    try:
-        await engine.open()
-    except EngineError as error:
-        unavailable(f"bubblewrap: {error}")
-    try:
-        yield engine
-    finally:
-        await engine.aclose()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -77,46 +61,13 @@ async def engine(kit, tmp_path_factory) -> AsyncIterator[BubblewrapEngine]:
         yield engine
 
 
-def recipe_on(kit) -> Recipe:
-    return Recipe("alpine", "", (), str(kit.base))
-
-
 @pytest.fixture
 def recipe(kit) -> Recipe:
     return recipe_on(kit)
 
 
-def invocation(recipe: Recipe, script: str, *arguments: bytes, **changes) -> Invocation:
-    body = f"#!/bin/sh\n{script}\n".encode()
-    argv = (SCRIPT_PATH, *arguments)
-    made = Invocation("test", recipe, argv, body, ENV, LIMITS, Network.NONE)
-    return replace(made, **changes)
-
-
-async def run(engine: BubblewrapEngine, what: Invocation) -> tuple[Outcome, bytes]:
-    job = await engine.start(what)
-    try:
-        async with asyncio.timeout(60):
-            await job.send_eof()
-            out = b"".join([data async for _, data in job.output()])
-            return await job.wait(), out
-    finally:
-        await job.aclose()
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 def user_of(pid: int) -> int:
     return Path(f"/proc/{pid}").stat().st_uid
-
-
-def spawner_of(engine: BubblewrapEngine) -> int:
-    return engine._stubs._process.pid
 
 
 def call(*command: str | Path, **how) -> subprocess.CompletedProcess[str]:
@@ -130,13 +81,6 @@ def told_to_all(secret: bytes) -> bool:
             if secret in line.read_bytes():
                 return True
     return False
-
-
-async def until(condition) -> None:
-    """For what the kernel tells nobody of."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_a_run(engine: BubblewrapEngine, recipe: Recipe) -> None:
@@ -416,7 +360,7 @@ async def test_a_base_is_refreshed_and_layers_keep_theirs(tmp_path: Path) -> Non
         await engine.pull("alpine", "", quiet)
         bases = {root.read_bytes() for root in (engine._store.root / "bases").glob("*/root/x")}
         assert bases == {b"one", b"two"}
-        layer = engine._store.use(recipe.digest)
+        layer = engine._store.hold(engine._store.current(recipe.digest))
         assert (engine._store.root / layer.paths[0] / "x").read_bytes() == b"one"
         layer.close()
 
@@ -448,7 +392,7 @@ async def test_layers_of_earlier_releases_are_kept(tmp_path: Path) -> None:
         store = Store(tmp_path, None)
         store.open(beside=False)
         assert store.has(recipe)
-        layer = store.use(recipe.digest)
+        layer = store.hold(store.current(recipe.digest))
         assert (store.root / layer.paths[1]).is_dir()
         layer.close()
         assert len(list((store.root / "made").iterdir())) == 1

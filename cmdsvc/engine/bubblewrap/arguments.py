@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cmdsvc.engine import AGENT_PATH
-from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR, Terminal
+from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR
 
 HERE = Path(__file__).parent
 MACHINES = ("x86_64", "aarch64")
@@ -18,7 +18,7 @@ MACHINES = ("x86_64", "aarch64")
 
 SHARED_MEMORY, TEMPORARY = "/dev/shm", "/tmp"  # noqa: S108 - inside
 
-SOCKET, OPTIONS, SCRIPT, FILTER, TTY_FILTER, LAUNCH, USERS, WORDS, FIRST_FILE = range(3, 12)
+SOCKET, OPTIONS, FILTER, TTY_FILTER, LAUNCH, USERS, FIRST_FILE = range(3, 10)
 """File descriptors, as bwrap finds them."""
 
 LAUNCH_PATH = SCRIPT_PATH.rpartition(b"/")[0] + b"/launch"
@@ -39,21 +39,15 @@ def filter_file(kind: str) -> Path:
     return HERE / "seccomp" / f"{kind}.{platform.machine()}.bpf"
 
 
-def argv(count: int, *, terminal: Terminal | None, processes: int) -> bytes:
-    """The argument vector of bwrap, each member ended by NUL.
-
-    `count`: how many of the words are the program's own. `processes` is how many the user may
-    have, where no control group says it; else 0.
-    """
-    command = [b"bwrap", b"--args", b"%d" % OPTIONS, b"--", LAUNCH_PATH, b"%d" % SOCKET]
-    command += [b"%d" % processes]
-    command += [b"%d" % terminal.columns, b"%d" % terminal.rows] if terminal else [b"-", b"-"]
-    command += [SEARCH_PATH, b"%d" % WORDS, b"%d" % count]
+def argv() -> bytes:
+    """The argument vector of bwrap, each member ended by NUL."""
+    command = [b"bwrap", b"--args", b"%d" % OPTIONS, b"--"]
+    command += [LAUNCH_PATH, b"%d" % SOCKET, SEARCH_PATH, SCRIPT_PATH]
     return b"".join(word + b"\0" for word in command)
 
 
 def words(program: Iterable[bytes], env: Mapping[bytes, bytes]) -> bytes:
-    """The content of the file WORDS: the program's arguments and environment."""
+    """What the launcher takes for the program's arguments and environment."""
     pairs = (name + b"=" + value for name, value in env.items())
     return b"".join(word + b"\0" for word in (*program, *pairs))
 
@@ -62,7 +56,6 @@ def run_options(
     layers: Iterable[str],
     upper: str,
     *,
-    script: bool,
     network: bool,
     users: bool,
     files: Iterable[str],
@@ -85,8 +78,6 @@ def run_options(
     words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm"]
     words += [SHARED_MEMORY]
     words += ["--remount-ro", "/dev", "--dir", WORK_DIR.decode()]
-    if script:
-        words += ["--perms", "0555", "--ro-bind-data", f"{SCRIPT}", SCRIPT_PATH.decode()]
     if agent:
         words += ["--bind", f"{upper}/agent", AGENT_PATH.decode()]
     words += _files(files)

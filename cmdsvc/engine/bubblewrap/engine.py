@@ -26,9 +26,10 @@ from cmdsvc.engine.bubblewrap.findings import findings
 from cmdsvc.engine.bubblewrap.job import BubblewrapJob
 from cmdsvc.engine.bubblewrap.network import Namespace, NetworkPool
 from cmdsvc.engine.bubblewrap.place import FIRST_USER, place_for
-from cmdsvc.engine.bubblewrap.sandbox import Sandbox, hand_over
+from cmdsvc.engine.bubblewrap.sandbox import Sandbox, Task, hand_over, make
 from cmdsvc.engine.bubblewrap.store import Store, remove
 from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs
+from cmdsvc.engine.bubblewrap.warm import Kind, Prepared, Warm
 from cmdsvc.engine.firewall import Destination
 from cmdsvc.errors import BusyError, DataError, EngineError
 from cmdsvc.model import Limits, Network, Outcome
@@ -65,6 +66,7 @@ class BubblewrapEngine:
         self._runs: dict[str, tuple[BubblewrapJob, str]] = {}
         """With the names of their control groups."""
         self._mending = asyncio.Lock()
+        self._warm = Warm(self._prepare_ahead, settings.warm)
 
     @property
     def networks(self) -> frozenset[Network]:
@@ -73,7 +75,7 @@ class BubblewrapEngine:
 
     @property
     def warm(self) -> int:
-        return 0 if self._stubs is None else self._stubs.ready
+        return len(self._warm)
 
     async def open(self, *, beside: bool = False) -> None:
         try:
@@ -101,10 +103,12 @@ class BubblewrapEngine:
                 # Else each run is counted in a namespace of its own, with one user.
                 self._run_users = await self._stubs.users()
         self._builder = Builder(self._settings, self._store, self._step, self._build_users)
+        self._memory_counted = self._cgroups is not None and "memory" in self._cgroups.folders
         if not beside:
             self._pool, self._no_network = await _network(self._settings)
 
     async def aclose(self) -> None:
+        await self._warm.aclose()
         await asyncio.gather(*(job.aclose() for job in list(self._jobs)))
         stubs, self._stubs = self._stubs, None
         if stubs is not None:
@@ -168,6 +172,8 @@ class BubblewrapEngine:
         if layer.base and self._opened_builder().busy:
             return False
         try:
+            if not layer.base:
+                await self._warm.drop(self._store.made(layer))
             gone = self._store.detach(layer)
             for pause in SETTLING:
                 if gone is not None:
@@ -182,6 +188,7 @@ class BubblewrapEngine:
         return True
 
     async def purge(self) -> None:
+        await self._warm.drop()
         if self._stubs is not None:
             await self._stubs.settled()  # what has ended lets go of its layer behind its back
         try:
@@ -216,10 +223,61 @@ class BubblewrapEngine:
                 log.warning("%s", error)
 
     async def start(self, invocation: Invocation) -> BubblewrapJob:
-        layer = self._store.use(invocation.recipe.digest)
+        limits = _at_most(invocation.limits, self._settings.limits)
+        kind = Kind(
+            self._store.current(invocation.recipe.digest),
+            invocation.network,
+            disk=limits.disk,
+            memory=0 if self._memory_counted else limits.memory,
+        )
+        env = invocation.env
+        if invocation.agent is not None:
+            env = {**env, b"SSH_AUTH_SOCK": AGENT_PATH}
+        task = Task(
+            program=invocation.argv,
+            env=env,
+            limits=limits,
+            script=invocation.script,
+            terminal=invocation.terminal,
+        )
+        job = await self._warm_start(kind, task) if invocation.agent is None else None
+        if job is None:
+            prepared = await self._prepare(kind, agent=invocation.agent is not None)
+            job = await self._begin(prepared, task, invocation.agent)
+        self._runs[invocation.run_id] = job, job.group
+        return job
+
+    async def _warm_start(self, kind: Kind, task: Task) -> BubblewrapJob | None:
+        """A run in a sandbox that was ready for it, None where there is none."""
+        while (prepared := self._warm.take(kind)) is not None:
+            try:
+                job = await self._begin(prepared, task)
+            except EngineError:
+                continue
+            try:
+                if await job.began():
+                    return job
+            except BaseException:
+                await job.aclose()
+                raise
+            await job.aclose()
+        return None
+
+    async def _prepare_ahead(self, kind: Kind) -> Prepared:
+        prepared = await self._prepare(kind)
+        try:
+            await prepared.ready()
+        except BaseException:
+            await prepared.aclose()
+            raise
+        return prepared
+
+    async def _prepare(self, kind: Kind, *, agent: bool = False) -> Prepared:
+        """A sandbox of that kind. LookupError where its layer is not here."""
+        layer = self._store.hold(kind.layer)
         namespace: Namespace | None = None
         try:
-            if invocation.network is Network.INTERNET:
+            if kind.network is Network.INTERNET:
                 namespace = await self._namespace()
             stubs = await self._alive()
             stub = await stubs.take()
@@ -229,42 +287,30 @@ class BubblewrapEngine:
                 await namespace.aclose()
             raise
         files = {} if namespace is None else {RESOLV_CONF: namespace.resolv_conf}
-        env = invocation.env
-        if invocation.agent is not None:
-            env = {**env, b"SSH_AUTH_SOCK": AGENT_PATH}
         options = arguments.run_options(
             [f"{stubs.place.store}/{path}" for path in layer.paths],
             stubs.place.upper,
-            script=invocation.script is not None,
             network=namespace is not None,
             users=self._run_users is not None,
             files=files,
-            agent=invocation.agent is not None,
+            agent=agent,
         )
         sandbox = Sandbox(
-            program=invocation.argv,
-            env=env,
             options=options,
             filter="run",
-            limits=_at_most(invocation.limits, self._settings.limits),
-            script=invocation.script,
-            terminal=invocation.terminal,
+            limits=replace(stub.limits, disk=kind.disk, memory=kind.memory or stub.limits.memory),
             namespace=namespace,
             users=self._run_users,
             files=files,
-            agent=invocation.agent is not None,
+            agent=agent,
         )
 
         async def release() -> None:
-            self._runs.pop(invocation.run_id, None)
             layer.close()
             if namespace is not None:
                 await namespace.aclose()
-            await self._retire({layer.name} & self._store.replaced)
 
-        job = await self._begin(stubs, stub, sandbox, release, invocation.agent)
-        self._runs[invocation.run_id] = job, stub.group
-        return job
+        return await _made(kind, stub, stubs, sandbox, release)
 
     async def usage(self) -> Mapping[str, Usage]:
         groups = self._cgroups
@@ -307,57 +353,54 @@ class BubblewrapEngine:
             files=files,
         )
         sandbox = Sandbox(
-            program=[word.encode() for word in program],
-            env={name.encode(): value.encode() for name, value in env.items()},
             options=options,
             filter="build",
             limits=limits,
             users=self._build_users,
             files=files,
+        )
+        task = Task(
+            program=[word.encode() for word in program],
+            env={name.encode(): value.encode() for name, value in env.items()},
+            limits=limits,
             together=True,
         )
-        return await self._begin(stubs, stub, sandbox, _nothing)
+        prepared = await _made(None, stub, stubs, sandbox, _nothing)
+        return await self._begin(prepared, task)
 
     async def _begin(
-        self,
-        stubs: Stubs,
-        stub: Stub,
-        sandbox: Sandbox,
-        release: _Release,
-        agent: Agent | None = None,
+        self, prepared: Prepared, task: Task, agent: Agent | None = None
     ) -> BubblewrapJob:
-        """Gives `stub` its work. What fails leaves nothing; the job takes over all the rest."""
+        """Gives a sandbox its task. What fails leaves nothing; the job takes over all the rest."""
 
         async def end(dead: bool) -> None:
             """With all processes dead, what remains is the kernel's work, some milliseconds."""
             self._jobs.discard(job)
             if dead:
-                stubs.background(tear_down())
+                prepared.stubs.background(tear_down())
             else:
                 await tear_down()
 
         async def tear_down() -> None:
-            try:
-                await stubs.put_away(stub)
-            finally:
-                await release()
+            await prepared.put_away()
+            if prepared.kind is not None:
+                await self._retire({prepared.kind.layer} & self._store.replaced)
 
         try:
-            inputs, sources = hand_over(stub, stubs, sandbox)
+            inputs, sources = hand_over(prepared.stub, prepared.stubs, task)
         except BaseException as error:
-            await stubs.put_away(stub)
-            await release()
+            await prepared.aclose()
             if isinstance(error, OSError):
                 raise EngineError(f"the sandbox could not be started: {error}") from error
             raise
-        groups = stubs.cgroups
         job = BubblewrapJob(
-            stub,
+            prepared.stub,
+            prepared.said,
             inputs,
             sources,
-            terminal=sandbox.terminal is not None,
-            program=sandbox.program[0] if sandbox.program else b"",
-            out_of_memory=lambda: groups is not None and groups.out_of_memory(stub.group),
+            terminal=task.terminal is not None,
+            program=task.program[0] if task.program else b"",
+            out_of_memory=prepared.out_of_memory,
             release=end,
             agent=agent,
         )
@@ -436,6 +479,21 @@ def _no_images(name: str) -> DataError:
         f"{name} is an image, which this instance cannot run: its engine is bubblewrap",
         "name a base and packages, as in '#!cmd alpine jq', or ask for the docker engine",
     )
+
+
+async def _made(
+    kind: Kind | None, stub: Stub, stubs: Stubs, sandbox: Sandbox, release: _Release
+) -> Prepared:
+    """Lets `stub` become the sandbox. What fails leaves nothing."""
+    try:
+        said = make(stub, stubs, sandbox)
+    except BaseException as error:
+        await stubs.put_away(stub)
+        await release()
+        if isinstance(error, OSError):
+            raise EngineError(f"the sandbox could not be started: {error}") from error
+        raise
+    return Prepared(kind, stub, stubs, said, release)
 
 
 async def _nothing() -> None:

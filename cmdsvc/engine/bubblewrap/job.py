@@ -20,7 +20,7 @@ from cmdsvc.errors import EngineError
 from cmdsvc.model import SCRIPT_PATH, Outcome, Reason
 
 MESSAGE = struct.Struct("=ii")
-COMPLETE, NOT_EXECUTED, ENDED = 1, 2, 3
+READY, COMPLETE, NOT_EXECUTED, ENDED = range(4)
 """What the launcher says (launch/launch.c)."""
 CHUNK = 1 << 18
 """Bytes read at once."""
@@ -34,8 +34,8 @@ END_OF_FILE = b"\x04"
 class BubblewrapJob:
     """See `relay.Job`. Takes over its descriptors, which do not block.
 
-    `inputs` is written to, `sources` maps what is read to 1 or 2. With a terminal both become its
-    master, which comes from inside; until then `sources` has what bwrap may complain to.
+    `said` is what bwrap may complain to. `inputs` is written to, `sources` maps what is read to 1 or
+    2. With a terminal there is neither: both become its master, which comes from inside.
     `out_of_memory` tells whether the kernel has killed for want of memory; `release` is
     awaited when the sandbox is to go; it is told whether every process of the program is dead.
     """
@@ -43,6 +43,7 @@ class BubblewrapJob:
     def __init__(
         self,
         stub: Stub,
+        said: int,
         inputs: int,
         sources: dict[int, int],
         *,
@@ -53,9 +54,10 @@ class BubblewrapJob:
         agent: Agent | None = None,
     ) -> None:
         self._stub = stub
+        self._said = said
         self._inputs = inputs
         self._sources = sources
-        self._fds = {inputs, *sources}
+        self._fds = {said, *sources, *(() if terminal else (inputs,))}
         self._terminal = terminal
         self._program = program
         self._out_of_memory = out_of_memory
@@ -76,6 +78,16 @@ class BubblewrapJob:
         self._words = b""
         self._closing: asyncio.Future[None] | None = None
         self._loop.add_reader(stub.sock, self._heard)
+
+    @property
+    def group(self) -> str:
+        """The name of its control groups."""
+        return self._stub.group
+
+    async def began(self) -> bool:
+        """Whether the sandbox got its task; where it did not, the program was never started."""
+        await self._complete.wait()
+        return self._built
 
     async def send(self, data: bytes) -> None:
         if self._terminal:
@@ -195,6 +207,7 @@ class BubblewrapJob:
             what, value = MESSAGE.unpack(data)
             if what == COMPLETE and not self._built:
                 self._built = True
+                self._close(self._said)
                 if self._terminal:
                     self._use_terminal(fds)
                 self._complete.set()
@@ -207,11 +220,7 @@ class BubblewrapJob:
             self._finish()
 
     def _use_terminal(self, fds: list[int]) -> None:
-        """The master has come; what bwrap could complain to is not needed any more."""
-        for fd in list(self._sources):
-            self._close(fd)
-        self._close(self._inputs)
-        self._sources.clear()
+        """The master has come."""
         for fd in fds:
             os.set_inheritable(fd, False)
             os.set_blocking(fd, False)
@@ -276,7 +285,7 @@ class BubblewrapJob:
 
     def _left_over(self) -> bytes:
         """What bwrap has said, where there is no program that could have said it."""
-        return b"".join(self._read(fd) or b"" for fd in self._sources)[-MAX_WORDS:]
+        return (self._read(self._said) or b"")[-MAX_WORDS:]
 
     def _close(self, fd: int) -> None:
         if fd in self._fds:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cmdsvc.engine.bubblewrap import arguments, cgroups
@@ -15,70 +16,95 @@ from cmdsvc.engine.bubblewrap.network import Namespace
 from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs, inodes
 from cmdsvc.model import Limits, Terminal
 
+TASK = struct.Struct("=iiiii")
+"""What the launcher is told (launch/launch.c)."""
 OPEN_FILES = (1024, 4096)
 """Soft and hard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """What both kinds of sandbox, a run's and a build's, have to say."""
+    """What both kinds of sandbox, a run's and a build's, are made of."""
 
-    program: Sequence[bytes]
-    env: Mapping[bytes, bytes]
     options: bytes
     filter: str
     limits: Limits
-    script: bytes | None = None
-    terminal: Terminal | None = None
     namespace: Namespace | None = None
     users: int | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     """More files, read-only: path to content."""
-    together: bool = False
-    """Both outputs in one, in the order in which they were written."""
     agent: bool = False
     """Whether the stub is to make a socket for the caller's agent."""
 
 
-def hand_over(stub: Stub, stubs: Stubs, sandbox: Sandbox) -> tuple[int, dict[int, int]]:
-    """Starts the sandbox; what to write to, and what to read from as 1 or 2."""
-    groups, limits = stubs.cgroups, sandbox.limits
-    pids_counted = groups is not None and "pids" in groups.folders
-    program = arguments.argv(
-        len(sandbox.program),
-        terminal=sandbox.terminal,
-        processes=0 if pids_counted else limits.pids + cgroups.OWN_PROCESSES,
-    )
-    changed = limits != stubs.limits and sandbox.filter == "run"
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be done in a sandbox."""
+
+    program: Sequence[bytes]
+    env: Mapping[bytes, bytes]
+    limits: Limits
+    script: bytes | None = None
+    terminal: Terminal | None = None
+    together: bool = False
+    """Both outputs in one, in the order in which they were written."""
+
+
+def make(stub: Stub, stubs: Stubs, sandbox: Sandbox) -> int:
+    """Lets `stub` become the sandbox; what bwrap has to say about it can be read from the result."""
+    limits = sandbox.limits
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-        # A terminal is made inside; what bwrap itself has to say comes by a pipe all the same.
-        together = sandbox.together or sandbox.terminal is not None
-        standard, inputs, sources = _pipes(theirs, ours, together=together)
-        files = dict(enumerate(standard))
+        said, saying = pipe()
+        ours.callback(os.close, said)
+        theirs.callback(os.close, saying)
+        files = {0: _opened(theirs, Path(os.devnull)), 1: saying, 2: saying}
         files[arguments.OPTIONS] = _memory(theirs, sandbox.options)
-        files[arguments.WORDS] = _memory(theirs, arguments.words(sandbox.program, sandbox.env))
         files[arguments.LAUNCH] = _opened(theirs, arguments.launcher())
         files[arguments.FILTER] = _opened(theirs, arguments.filter_file(sandbox.filter))
         files[arguments.TTY_FILTER] = _opened(theirs, arguments.filter_file("tty"))
-        if sandbox.script is not None:
-            files[arguments.SCRIPT] = _memory(theirs, sandbox.script)
         if sandbox.users is not None:
             files[arguments.USERS] = sandbox.users
         for number, content in enumerate(sandbox.files.values(), arguments.FIRST_FILE):
             files[number] = _memory(theirs, content)
-        if groups is not None and changed:
-            groups.change(stub.group, limits)
+        resized = limits.disk != stub.limits.disk
         stub.begin(
             stubs.place.bwrap,
-            _memory(theirs, program),
+            _memory(theirs, arguments.argv()),
             files,
-            rlimits=_rlimits(groups, limits),
-            disk=f"size={limits.disk},nr_inodes={inodes(limits.disk)}" if changed else "",
+            rlimits=_rlimits(stubs.cgroups, limits),
+            disk=f"size={limits.disk},nr_inodes={inodes(limits.disk)}" if resized else "",
             network=sandbox.namespace.fd if sandbox.namespace else None,
             agent=sandbox.agent,
         )
-        for fd in {inputs, *sources}:
-            os.set_blocking(fd, False)
+        os.set_blocking(said, False)
+        ours.pop_all()
+    return said
+
+
+def hand_over(stub: Stub, stubs: Stubs, task: Task) -> tuple[int, dict[int, int]]:
+    """Gives the sandbox its task; what to write to, and what to read from as 1 or 2.
+
+    With a terminal there are none: its master comes from inside.
+    """
+    groups, limits = stubs.cgroups, task.limits
+    pids_counted = groups is not None and "pids" in groups.folders
+    if groups is not None and replace(limits, timeout=stub.limits.timeout) != stub.limits:
+        groups.change(stub.group, limits)
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+        inputs = -1
+        sources: dict[int, int] = {}
+        fds = [_memory(theirs, arguments.words(task.program, task.env))]
+        if task.script is not None:
+            fds.append(_memory(theirs, task.script))
+        if task.terminal is None:
+            standard, inputs, sources = _pipes(theirs, ours, together=task.together)
+            fds += standard
+            for fd in {inputs, *sources}:
+                os.set_blocking(fd, False)
+        size = (task.terminal.columns, task.terminal.rows) if task.terminal else (-1, -1)
+        processes = 0 if pids_counted else limits.pids + cgroups.OWN_PROCESSES
+        message = TASK.pack(len(task.program), processes, *size, task.script is not None)
+        stub.give(message, fds)
         ours.pop_all()
     return inputs, sources
 

@@ -109,21 +109,34 @@ class Store:
             return False
         return base not in {None, below}
 
-    def use(self, digest: str) -> Layer:
-        """The layer, locked until it is closed. LookupError if it is not here."""
+    def current(self, digest: str) -> str:
+        """The name of the layer that a digest means now. LookupError if it is not here."""
         try:
-            name = self._target(digest)
-            folder = self.root / "made" / name
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return self._target(digest)
         except OSError:
             raise LookupError(f"layer {digest} is not here") from None
+
+    def hold(self, name: str) -> Layer:
+        """The layer of that name, locked until it is closed. LookupError if it is not here."""
+        folder = self.root / "made" / name
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            raise LookupError(f"layer {name} is not here") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             base = (folder / "base").read_text()
         except OSError:
             os.close(lock)
-            raise LookupError(f"layer {digest} is being removed") from None
+            raise LookupError(f"layer {name} is being removed") from None
         return Layer(name, (f"bases/{base}/root", f"made/{name}/root"), lock)
+
+    def made(self, layer: Kept) -> str:
+        """The name that a layer has in the store, which may be called by its digest."""
+        try:
+            return self._target(layer.name)
+        except OSError:
+            return layer.name
 
     def _target(self, digest: str) -> str:
         """The name of the layer that a digest means now. OSError where it means none."""

@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,12 @@ class Place:
 class Stub:
     """A process that is about to become one sandbox, then the sandbox."""
 
-    def __init__(self, number: int, group: str, sock: socket.socket) -> None:
+    def __init__(self, number: int, group: str, limits: Limits, sock: socket.socket) -> None:
         self.number = number
         self.group = group
         """The name of its control groups."""
+        self.limits = limits
+        """With which it was made."""
         self.sock = sock
         self.pidfd = -1
         self.gone = asyncio.Event()
@@ -100,10 +103,29 @@ class Stub:
             "agent": agent,
         }
         fds = [argv, *files.values(), *([] if network is None else [network])]
+        self.give(json.dumps(message).encode(), fds)
+
+    def give(self, message: bytes, fds: Sequence[int]) -> None:
+        """Says something to the launcher. The descriptors remain the caller's."""
         try:
-            socket.send_fds(self.sock, [json.dumps(message).encode()], fds)
+            socket.send_fds(self.sock, [message], fds)
         except OSError as error:
             raise EngineError("the sandbox could not be started", f"{error}") from error
+
+    async def hear(self) -> bytes:
+        """What it says next, b"" at its end."""
+        await _something(self.sock)
+        try:
+            return self.sock.recv(MAX_MESSAGE)
+        except OSError:
+            return b""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its first process is there, as the kernel says it at this moment."""
+        dead = select.poll()
+        dead.register(self.pidfd, select.POLLIN)
+        return not self.gone.is_set() and not dead.poll(0)
 
     def kill(self) -> None:
         """Ends it with all that is below; `gone` tells when that is done."""
@@ -216,7 +238,7 @@ class Stubs:
     async def _make(self, limits: Limits) -> Stub:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = next(self._numbers)
-        stub = Stub(number, f"{self._series}-{number}", ours)
+        stub = Stub(number, f"{self._series}-{number}", limits, ours)
         request = {
             "op": "stub",
             "id": stub.number,
@@ -368,17 +390,12 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 async def _answer(sock: socket.socket) -> list[int]:
     """The descriptors that come with `ready`. EngineError with what went wrong otherwise."""
-    loop = asyncio.get_running_loop()
     sock.setblocking(False)
-    come: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock, _settle, come)
     try:
         async with asyncio.timeout(START_TIMEOUT):
-            await come
+            await _something(sock)
     except TimeoutError:
         raise EngineError("no sandbox could be made in time", "the machine is too busy") from None
-    finally:
-        loop.remove_reader(sock)
     try:
         data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4))
     except OSError as error:
@@ -391,6 +408,17 @@ async def _answer(sock: socket.socket) -> list[int]:
     if data != b"ready" or len(fds) != 1:
         raise _error(data)
     return list(fds)
+
+
+async def _something(sock: socket.socket) -> None:
+    """Until there is something to receive."""
+    loop = asyncio.get_running_loop()
+    come: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, _settle, come)
+    try:
+        await come
+    finally:
+        loop.remove_reader(sock)
 
 
 def _settle(come: asyncio.Future[None]) -> None:

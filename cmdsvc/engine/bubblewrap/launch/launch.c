@@ -1,20 +1,24 @@
 /* The first process of a sandbox: starts the caller's program, passes signals on to it, reaps what
  * it leaves behind, and tells the server exactly what became of it.
  *
- *   launch FD NPROC COLUMNS ROWS SEARCH WORDS COUNT
+ *   launch FD SEARCH SCRIPT
  *
  * FD is a SEQPACKET socket. The server reads from it messages of two ints:
- *   1, 0        the sandbox is complete; with a terminal, its master is attached
+ *   0, 0        the sandbox is ready for a program
+ *   1, 0        the program is about to be started; with a terminal, its master is attached
  *   2, errno    the program could not be executed
  *   3, status   the program has ended, with this wait status
- * and writes to it one int, a signal for the program's process group.
+ * It writes to it once what is to be started, as five ints (below) with descriptors attached, and
+ * from then on one int at a time, a signal for the program's process group.
  *
- * WORDS is the descriptor of a file of words, each ended by NUL: first COUNT that are the program's
- * argument vector, then the whole of its environment. (What stands on the command line everybody
- * on the host can read.) The program is looked up in SEARCH (as PATH is written) where its name has
- * no slash. It leads a session of its own. Where COLUMNS is not "-", its standard files are a new
- * terminal of that size, the session's own, from the sandbox's /dev/pts. NPROC, if not 0, is
- * RLIMIT_NPROC: it counts within the user namespace only when it is set inside.
+ *   COUNT NPROC COLUMNS ROWS WITH_SCRIPT + [words, script if there is one, stdin, stdout, stderr]
+ *
+ * The words are a file, each ended by NUL: first COUNT that are the program's argument vector, then
+ * the whole of its environment. (What stands on a command line everybody on the host can read.)
+ * The program is looked up in SEARCH (as PATH is written) where its name has no slash. It leads a
+ * session of its own. Where COLUMNS is not negative, its standard files are a new terminal of that size, the
+ * session's own, from the sandbox's /dev/pts, and none are attached. NPROC, if not 0, is RLIMIT_NPROC:
+ * it counts within the user namespace only when it is set inside. The script becomes the file SCRIPT.
  *
  * When the program has ended, what it left behind is killed before that is told.
  *
@@ -25,7 +29,7 @@
 
 #if defined(__x86_64__)
 enum { NR_read = 0, NR_write = 1, NR_close = 3, NR_lseek = 8, NR_mmap = 9, NR_rt_sigprocmask = 14,
-       NR_ioctl = 16, NR_getpid = 39, NR_sendmsg = 46, NR_clone = 56, NR_execve = 59, NR_exit = 60,
+       NR_ioctl = 16, NR_getpid = 39, NR_sendmsg = 46, NR_recvmsg = 47, NR_clone = 56, NR_execve = 59, NR_exit = 60,
        NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_setsid = 112, NR_prctl = 157, NR_openat = 257,
        NR_ppoll = 271, NR_signalfd4 = 289, NR_dup3 = 292, NR_prlimit64 = 302,
        NR_close_range = 436 };
@@ -45,7 +49,7 @@ __asm__(".globl _start\n_start:\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall begi
 enum { NR_dup3 = 24, NR_fcntl = 25, NR_ioctl = 29, NR_openat = 56, NR_close = 57, NR_lseek = 62,
        NR_read = 63, NR_write = 64, NR_ppoll = 73, NR_signalfd4 = 74, NR_exit = 93, NR_kill = 129,
        NR_rt_sigprocmask = 135, NR_setsid = 157, NR_prctl = 167, NR_getpid = 172,
-       NR_sendmsg = 211, NR_clone = 220, NR_execve = 221, NR_mmap = 222, NR_wait4 = 260,
+       NR_sendmsg = 211, NR_recvmsg = 212, NR_clone = 220, NR_execve = 221, NR_mmap = 222, NR_wait4 = 260,
        NR_prlimit64 = 261, NR_close_range = 436 };
 static long call6(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -70,12 +74,20 @@ enum { E_NOENT = 2, E_ACCES = 13, E_NOTDIR = 20, E_NAMETOOLONG = 36 };
 enum { SIG_KILL = 9, SIG_CHLD = 17, SIG_BLOCK_ = 0, VFORK = 0x4000, NOHANG = 1, POLL_IN = 1 };
 enum { SET_FD = 2, CLOSE_ON_EXEC = 1, SET_DUMPABLE = 4, LIMIT_PROCESSES = 6 };
 enum { AT_CWD = -100, READ_WRITE = 2, NO_TERMINAL = 0400, CLOSE_ON_EXEC_FLAG = 02000000 };
+enum { WRITE_NEW = 1 | 0100 | 0200, FOR_ALL_TO_RUN = 0555 };
 enum { SET_TERMINAL = 0x540e, SET_SIZE = 0x5414, OPEN_PEER = 0x5441, SET_LOCK = 0x40045431 };
 enum { SOCKET = 1, RIGHTS = 1 };
 enum { TO_END = 2, READ_AND_WRITE = 3, PRIVATE = 2, ANONYMOUS = 0x20 };
-enum { COMPLETE = 1, NOT_EXECUTED = 2, ENDED = 3 };
+enum { READY = 0, COMPLETE = 1, NOT_EXECUTED = 2, ENDED = 3 };
 enum { PATH_SIZE = 4096 };
-enum { FD = 1, NPROC = 2, COLUMNS = 3, ROWS = 4, SEARCH = 5, WORDS = 6, COUNT = 7, ARGUMENTS };
+enum { FD = 1, SEARCH = 2, SCRIPT = 3, ARGUMENTS };
+enum { MOST_FDS = 5 };
+
+struct part { void *base; unsigned long size; };
+struct rights { unsigned long size; int level, kind, fds[MOST_FDS + 1]; };
+struct header { void *name; unsigned long name_size; struct part *parts; unsigned long count;
+                void *control; unsigned long control_size; unsigned long flags; };
+struct task { int count, processes, columns, rows, with_script; };
 
 static long call(long n, long a, long b, long c, long d, long e)
 {
@@ -94,12 +106,9 @@ static long number(const char *text)
 static void tell(int fd, int what, int value, int attached)
 {
     int message[2] = { what, value };
-    struct { void *base; unsigned long size; } part = { message, sizeof message };
-    struct { unsigned long size; int level, kind, fd, padding; } rights =
-        { 20, SOCKET, RIGHTS, attached, 0 };
-    struct { void *name; unsigned long name_size; void *parts; unsigned long count; void *control;
-             unsigned long control_size; unsigned long flags; } header =
-        { 0, 0, &part, 1, attached < 0 ? 0 : &rights, attached < 0 ? 0 : sizeof rights, 0 };
+    struct part part = { message, sizeof message };
+    struct rights rights = { 20, SOCKET, RIGHTS, { attached } };
+    struct header header = { 0, 0, &part, 1, attached < 0 ? 0 : &rights, attached < 0 ? 0 : 24, 0 };
     call(NR_sendmsg, fd, (long)&header, 0, 0, 0);
 }
 
@@ -142,16 +151,16 @@ static int search(const char *folders, char **argv, char **envp)
     return worst;
 }
 
-__attribute__((noreturn)) static void become(int fd, char **arguments, char **envp, char **program)
+__attribute__((noreturn)) static void become(int fd, const struct task *task, const char *folders, char **program)
 {
     call(NR_fcntl, fd, SET_FD, CLOSE_ON_EXEC, 0, 0);
     call(NR_setsid, 0, 0, 0, 0, 0);
-    if (arguments[COLUMNS][0] != '-')
+    if (task->columns >= 0)
         call(NR_ioctl, 0, SET_TERMINAL, 0, 0, 0);
-    unsigned long processes = (unsigned long)number(arguments[NPROC]);
-    unsigned long limit[2] = { processes, processes };
-    if (processes)
+    unsigned long limit[2] = { (unsigned long)task->processes, (unsigned long)task->processes };
+    if (task->processes)
         call(NR_prlimit64, 0, LIMIT_PROCESSES, (long)limit, 0, 0);
+    char **envp = program + task->count + 1;
     const char *name = program[0];
     while (*name && *name != '/')
         name++;
@@ -159,7 +168,7 @@ __attribute__((noreturn)) static void become(int fd, char **arguments, char **en
     if (*name)
         error = execute(program[0], program, envp);
     else if (program[0][0])
-        error = search(arguments[SEARCH], program, envp);
+        error = search(folders, program, envp);
     tell(fd, NOT_EXECUTED, error, -1);
     leave(error == E_NOENT || error == E_NOTDIR ? 127 : 126);
 }
@@ -238,6 +247,38 @@ static char **words(int fd, long first)
     return all;
 }
 
+/* Makes the file `path` of what `fd` has; 0, or an errno. */
+static int script(const char *path, int fd)
+{
+    long size = call(NR_lseek, fd, 0, TO_END, 0, 0), out, written;
+    out = call(NR_openat, AT_CWD, (long)path, WRITE_NEW | CLOSE_ON_EXEC_FLAG, FOR_ALL_TO_RUN, 0);
+    if (out < 0)
+        return (int)-out;
+    for (const char *text = size > 0 ? memory(size, PRIVATE, fd) : 0; size > 0; size -= written) {
+        written = call(NR_write, out, (long)text, size, 0, 0);
+        if (written < 0)
+            return (int)-written;
+        text += written;
+    }
+    call(NR_close, out, 0, 0, 0, 0);
+    return 0;
+}
+
+/* Waits for what is to be started; its descriptors. Ends with the server. */
+static void receive(int fd, struct task *task, int *fds)
+{
+    struct part part = { task, sizeof *task };
+    struct rights rights;
+    struct header header = { 0, 0, &part, 1, &rights, sizeof rights, 0 };
+    if (call(NR_recvmsg, fd, (long)&header, 0, 0, 0) != sizeof *task)
+        leave(0);
+    int expected = 1 + !!task->with_script + (task->columns < 0 ? 3 : 0);
+    if (header.control_size < 16 || rights.size != 16 + 4 * (unsigned long)expected)
+        leave(126);
+    for (int i = 0; i < expected; i++)
+        fds[i] = rights.fds[i];
+}
+
 __attribute__((noreturn)) void begin(long *stack)
 {
     char **arguments = (char **)(stack + 1);
@@ -246,20 +287,30 @@ __attribute__((noreturn)) void begin(long *stack)
         leave(126);
     /* What it says is not the program's to change: closes /proc/1 to it. */
     call(NR_prctl, SET_DUMPABLE, 0, 0, 0, 0);
-    int fd = (int)number(arguments[FD]), master = -1;
-    long count = number(arguments[COUNT]);
-    char **program = words((int)number(arguments[WORDS]), count), **envp = program + count + 1;
+    struct task task;
+    int fd = (int)number(arguments[FD]), master = -1, error = 0, fds[MOST_FDS], *next = fds;
     /* FD is the first after the standard files; what bwrap was given besides is not for programs. */
     call(NR_close_range, fd + 1, 0x7fffffff, 0, 0, 0);
-    if (arguments[COLUMNS][0] != '-')
-        master = terminal((int)number(arguments[COLUMNS]), (int)number(arguments[ROWS]));
+    tell(fd, READY, 0, -1);
+    receive(fd, &task, fds);
+    char **program = words(*next++, task.count);
+    if (task.with_script)
+        error = script(arguments[SCRIPT], *next++);
+    if (task.columns >= 0)
+        master = terminal(task.columns, task.rows);
+    else
+        for (int i = 0; i < 3; i++)
+            call(NR_dup3, next[i], i, 0, 0, 0);
     tell(fd, COMPLETE, 0, master);
-    if (master >= 0)
-        call(NR_close, master, 0, 0, 0, 0);
+    call(NR_close_range, fd + 1, 0x7fffffff, 0, 0, 0);
+    if (error) {
+        tell(fd, NOT_EXECUTED, error, -1);
+        leave(126);
+    }
     /* VFORK: this goes on when the program is there, so no signal comes too early for it. */
     long child = call(NR_clone, VFORK | SIG_CHLD, 0, 0, 0, 0);
     if (child == 0)
-        become(fd, arguments, envp, program);
+        become(fd, &task, arguments[SEARCH], program);
     if (child < 0) {
         tell(fd, NOT_EXECUTED, (int)-child, -1);
         leave(126);

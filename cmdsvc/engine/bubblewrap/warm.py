@@ -1,0 +1,191 @@
+"""Sandboxes that are complete but for their task: each is for one run, and made ahead of it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from cmdsvc.engine.bubblewrap.job import MESSAGE, READY
+from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs
+from cmdsvc.errors import CmdError, EngineError
+from cmdsvc.model import Network
+
+log = logging.getLogger(__name__)
+
+IDLE = 300.0
+"""Seconds after which there are no more of a kind than were taken within them."""
+DELAY = 0.05
+"""Seconds before more are made: the run that took one has the processor first."""
+START_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a sandbox is made for; all else is said when a run begins."""
+
+    layer: str
+    """The name that it has in the store: a layer that is made again has another one."""
+    network: Network
+    disk: int
+    memory: int
+    """Bytes of address space, where no control group bounds memory; else 0."""
+
+
+class Prepared:
+    """A sandbox that waits for its task, and all that it holds."""
+
+    def __init__(
+        self,
+        kind: Kind | None,
+        stub: Stub,
+        stubs: Stubs,
+        said: int,
+        release: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.kind = kind
+        self.stub = stub
+        self.stubs = stubs
+        self.said = said
+        """What bwrap may complain to."""
+        self._release = release
+
+    def out_of_memory(self) -> bool:
+        groups = self.stubs.cgroups
+        return groups is not None and groups.out_of_memory(self.stub.group)
+
+    async def ready(self) -> None:
+        """Until it waits for its task. EngineError where it never will."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                data = await self.stub.hear()
+        except TimeoutError:
+            data = b"it takes too long"
+        if data != MESSAGE.pack(READY, 0):
+            raise EngineError("a sandbox could not be prepared", data.decode("utf-8", "replace"))
+
+    async def put_away(self) -> None:
+        """Ends it, and lets go of what it holds; but for `said`."""
+        try:
+            await self.stubs.put_away(self.stub)
+        finally:
+            await self._release()
+
+    async def aclose(self) -> None:
+        os.close(self.said)
+        await self.put_away()
+
+
+class Warm:
+    """Sandboxes that wait, at most `most`; `make` makes one more, slowly.
+
+    As many wait of a kind as were wanted and not there: each time that there is none one more is
+    made from then on. Kinds that were not used for the longest time give way.
+    """
+
+    def __init__(self, make: Callable[[Kind], Awaitable[Prepared]], most: int) -> None:
+        self._make = make
+        self._most = most
+        self._waiting: list[Prepared] = []
+        self._wanted: dict[Kind, int] = {}
+        """The kind that was taken last is the last."""
+        self._taken: collections.Counter[Kind] = collections.Counter()
+        """Since the last `_age`."""
+        self._filling: asyncio.Task[None] | None = None
+        self._ageing: asyncio.TimerHandle | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self, kind: Kind) -> Prepared | None:
+        """One of that kind, which is the caller's then."""
+        if self._closed or not self._most:
+            return None
+        found = next((one for one in self._waiting if one.kind == kind and one.stub.alive), None)
+        if found is not None:
+            self._waiting.remove(found)
+        wanted = self._wanted.pop(kind, 0) + (found is None)
+        self._wanted[kind] = min(wanted, self._most)
+        self._taken[kind] += 1
+        while sum(self._wanted.values()) > self._most:
+            self._want_less()
+        if self._filling is None:
+            self._filling = asyncio.ensure_future(self._fill())
+        if self._ageing is None:
+            self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)
+        return found
+
+    async def drop(self, layer: str | None = None) -> None:
+        """Ends those on a layer, or all; what is being made for it as well."""
+        for kind in [kind for kind in self._wanted if layer in {None, kind.layer}]:
+            del self._wanted[kind]
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.wait([self._filling])
+        self._trim()
+        while self._closing:
+            await asyncio.wait(self._closing)
+        if self._wanted and not self._closed and self._filling is None:
+            self._filling = asyncio.ensure_future(self._fill())
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._ageing is not None:
+            self._ageing.cancel()
+            self._ageing = None
+        await self.drop()
+
+    def _want_less(self) -> None:
+        kind = next(iter(self._wanted))
+        self._wanted[kind] -= 1
+        if not self._wanted[kind]:
+            del self._wanted[kind]
+
+    def _age(self) -> None:
+        self._ageing = None
+        for kind in list(self._wanted):
+            self._wanted[kind] = min(self._wanted[kind], self._taken[kind])
+            if not self._wanted[kind]:
+                del self._wanted[kind]
+        self._taken.clear()
+        self._trim()
+        if self._wanted:
+            self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)
+
+    def _trim(self) -> None:
+        """Ends those that are dead, and those more than are wanted."""
+        left = dict(self._wanted)
+        keep = []
+        for one in self._waiting:
+            if one.kind is not None and one.stub.alive and left.get(one.kind, 0):
+                left[one.kind] -= 1
+                keep.append(one)
+            else:
+                task = asyncio.ensure_future(one.aclose())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        self._waiting = keep
+
+    def _missing(self) -> Kind | None:
+        have = collections.Counter(one.kind for one in self._waiting)
+        return next((k for k, n in reversed(self._wanted.items()) if have[k] < n), None)
+
+    async def _fill(self) -> None:
+        try:
+            await asyncio.sleep(DELAY)
+            self._trim()
+            while (kind := self._missing()) is not None:
+                try:
+                    made = await self._make(kind)
+                except (CmdError, LookupError) as error:
+                    log.warning("no sandbox could be prepared: %s", error)
+                    self._wanted.pop(kind, None)
+                    continue
+                self._waiting.append(made)
+        finally:
+            self._filling = None
