@@ -39,6 +39,8 @@ LONGEST_PAUSE = 3600.0
 """Seconds between two attempts: the first, doubling, and no more than the other."""
 JITTER = 0.2
 """The part of a pause that chance takes or adds, so that what failed together comes apart."""
+AGE = timedelta(days=3)
+"""After which what has failed is not tried again."""
 PIECE = 64 << 10
 """Bytes of a body that are handed on at once."""
 
@@ -230,11 +232,26 @@ class Deliveries:
         except CmdError as error:
             self._failed(error)
             again = isinstance(error, EngineError | InternalError) or delivery.retry_any
-            return _failed(delivery, error.exit_status, str(error), again=again)
+            return self._failure(delivery, error.exit_status, str(error), again=again)
         except Exception:
             log.exception("a delivery failed", extra={"fields": {"delivery": delivery.id}})
-            return _failed(delivery, InternalError.exit_status, "internal error", again=True)
-        return _end_of(delivery, outcome)
+            return self._failure(delivery, InternalError.exit_status, "internal error", again=True)
+        return self._end_of(delivery, outcome)
+
+    def _end_of(self, delivery: Delivery, outcome: Outcome) -> End:
+        if outcome.reason is Reason.LOST:  # the server went down, which is not its fault
+            return End(State.WAITING, outcome.exit_status, outcome.message, uncounted=True)
+        if outcome.exit_status == 0:
+            return End(State.DONE, 0)
+        later = outcome.reason is Reason.TIMEOUT or outcome.exit_status == BusyError.exit_status
+        again = later or (delivery.retry_any and outcome.reason is not Reason.KILLED)
+        return self._failure(delivery, outcome.exit_status, outcome.message, again=again)
+
+    def _failure(self, delivery: Delivery, exit_status: int, message: str, *, again: bool) -> End:
+        young = self._now() - delivery.received_at < AGE
+        if again and young and delivery.attempt <= delivery.retries:
+            return End(State.WAITING, exit_status, message, pause_after(delivery.attempt))
+        return End(State.FAILED, exit_status, message)
 
     async def _record(self, delivery: Delivery, end: End) -> None:
         """Says it until the store has heard it: else it would run again."""
@@ -267,22 +284,6 @@ def pause_after(attempt: int) -> float:
 
 def _around(seconds: float) -> float:
     return seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - nothing is kept secret by it
-
-
-def _end_of(delivery: Delivery, outcome: Outcome) -> End:
-    if outcome.reason is Reason.LOST:  # the server went down, which is not its fault
-        return End(State.WAITING, outcome.exit_status, outcome.message, uncounted=True)
-    if outcome.exit_status == 0:
-        return End(State.DONE, 0)
-    later = outcome.reason is Reason.TIMEOUT or outcome.exit_status == BusyError.exit_status
-    again = later or (delivery.retry_any and outcome.reason is not Reason.KILLED)
-    return _failed(delivery, outcome.exit_status, outcome.message, again=again)
-
-
-def _failed(delivery: Delivery, exit_status: int, message: str, *, again: bool) -> End:
-    if again and delivery.attempt <= delivery.retries:
-        return End(State.WAITING, exit_status, message, pause_after(delivery.attempt))
-    return End(State.FAILED, exit_status, message)
 
 
 def _owner(delivery: Delivery) -> str:

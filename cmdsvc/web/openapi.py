@@ -68,26 +68,15 @@ def _run(method: str) -> dict[str, Any]:
                 "headers": {"Location": {"schema": {"type": "string"}}},
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Begun"}}},
             },
-            **_refusals(
-                *[
-                    "400",
-                    "401",
-                    "404",
-                    "405",
-                    "409",
-                    "413",
-                    "422",
-                    "429",
-                    "431",
-                    "500",
-                    "502",
-                    "503",
-                    "504",
-                ]
-            ),
+            **_refusals(*"400 401 404 405 409 413 422 429 431 500 502 503 504".split()),
         },
     }
-    if method != "get":
+    if method == "get":
+        operation["responses"] |= {
+            "101": {"description": "A WebSocket (RFC 6455), by the protocol cmdsvc.v1 or none"},
+            **_refusals("403", "426"),
+        }
+    else:
         operation["requestBody"] = {
             "description": "Its stdin",
             "content": {"*/*": {"schema": {}}},
@@ -104,6 +93,7 @@ _REFUSALS = {
     "409": "The first request under this key is under way, or its reply was not kept",
     "413": "The body is too large",
     "422": "The key was used for another request",
+    "426": "Of the WebSocket protocol only version 13 is known",
     "429": "Too many runs of yours go on, or too many wrong tokens came; see Retry-After",
     "431": "The head of the request is too large",
     "500": "It ended with another status than 0",

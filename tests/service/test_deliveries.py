@@ -180,6 +180,17 @@ class TestTryingAgain:
         assert (failed.state, failed.attempt, failed.due_at) == (State.FAILED, retries + 1, None)
         assert failed.exit_status == 75
 
+    async def test_what_is_three_days_old_is_tried_no_more(self, lab: Lab):
+        await lab.hook(retries=100)
+        lab.scripted.plan = [Outcome(75)] * 2
+        await lab.post()
+        assert await lab.end() == (Door.HOOK, State.WAITING)
+        lab.clock.forward(timedelta(days=3).total_seconds())
+        lab.deliveries.wake()
+        assert await lab.end() == (Door.HOOK, State.FAILED)
+        failed = await lab.newest()
+        assert (failed.attempt, failed.exit_status, failed.due_at) == (2, 75, None)
+
     @pytest.mark.parametrize(
         "outcome", [Outcome(1), Outcome(139, Reason.SIGNAL), Outcome(137, Reason.MEMORY), KILLED]
     )
