@@ -232,8 +232,9 @@ deliveries = Table(
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("command_id", _command(), nullable=False),
-    # Not there: a schedule's.
-    Column("hook_id", ForeignKey("hooks.id", ondelete="CASCADE")),
+    # Not there: a schedule's. It goes with its hook, which is removed with what is the command's:
+    # to be found by its hook alone it would need an index, and each arrival would write to it.
+    Column("hook_id", Integer),
     # One of these two is what a repetition has too, as a digest that says of which hook: the first
     # where it is one for as long as this is kept, the second within a window.
     Column("once", LargeBinary, unique=True),
@@ -259,8 +260,7 @@ deliveries = Table(
     # A JSON object, a character for each byte.
     Column("env", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
-    Index(None, "command_id", "number"),
-    Index(None, "hook_id", "number"),
+    Index(None, "command_id", "number", "hook_id"),
 )
 
 NOT_DONE = deliveries.c.state != literal_column("'done'")

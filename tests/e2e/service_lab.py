@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+WARM = 3
+"""Sandboxes at most that wait for runs: what a test left behind is to be told from them."""
 PATIENCE = 120.0
 """Seconds that a step may take on a busy machine; nothing waits for it to pass."""
 
@@ -77,6 +79,7 @@ class Service:
             "CMDSVC_KEYS_DIR": str(self.home / "keys"),
             "CMDSVC_SSH_LISTEN": f"127.0.0.1:{self.port}",
             "CMDSVC_HTTP_LISTEN": "127.0.0.1:0",
+            "CMDSVC_WARM": str(WARM),
             **self.settings,
         }
 
@@ -210,6 +213,7 @@ class Service:
         """A client that goes on; the caller ends it."""
         return subprocess.Popen(
             [*self.command_line(*options, user=user), shlex.join(words)],
+            bufsize=0,  # `communicate` would not see what was read ahead
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -16,7 +16,7 @@ import asyncssh
 import pytest
 
 from cmdsvc.ssh.agent import CHANNELS_MAX
-from tests.e2e.raw_client import connected, descriptors, say, talk, until
+from tests.e2e.raw_client import AT_HAND, connected, descriptors, say, talk, until
 from tests.e2e.service_lab import PATIENCE, Said, Service
 
 SOURCE = '#!cmd alpine openssh-client\n#!/bin/sh\neval "$1"\n'
@@ -264,7 +264,7 @@ class TestHostile:
             again = await say(conn, shlex.join([sh, "ssh-add -l"]))
             assert await again.end() != 0
             assert asked.count == CHANNELS_MAX
-        await until(lambda: descriptors(service) <= held + 8)  # the engine keeps a few at hand
+        await until(lambda: descriptors(service) <= held + AT_HAND)
         assert "Traceback" not in service.log
 
     async def test_a_client_that_answers_late(self, service: Service, sh: str):

@@ -14,7 +14,16 @@ import pytest
 
 from cmdsvc.web.connection import HEAD_TIME
 from tests.e2e.http_lab import Web, problem, rest, status
-from tests.e2e.raw_client import MARKS, Sleeper, descriptors, memory, peak_below, serving, until
+from tests.e2e.raw_client import (
+    AT_HAND,
+    MARKS,
+    Sleeper,
+    descriptors,
+    memory,
+    peak_below,
+    serving,
+    until,
+)
 from tests.e2e.service_lab import PATIENCE
 from tests.kit import Kit, Server
 
@@ -307,7 +316,7 @@ def test_nothing_is_left_of_hundreds_of_broken_requests(web: Web):
     for n in range(300):
         broken(n)
     assert web.run("echo").status_code in {200, 429, 503}
-    asyncio.run(until(lambda: descriptors(web.service) <= before[1] + 4))
+    asyncio.run(until(lambda: descriptors(web.service) <= before[1] + AT_HAND))
     assert memory(web.service, "VmRSS") - before[0] < 20
 
 

@@ -16,6 +16,7 @@ from asyncssh.constants import MSG_GLOBAL_REQUEST
 from asyncssh.packet import Boolean, String
 
 from tests.e2e.raw_client import (
+    AT_HAND,
     MARKS,
     NO_LIMIT,
     SH,
@@ -227,7 +228,7 @@ async def test_thousands_of_runs_over_one_connection(door: Service):
         grown = memory(door, "VmRSS") - before[0]
         print(f"2,000 runs: {grown:.1f} MB")
         assert grown < 20
-        await until(lambda: descriptors(door) <= before[1] + 2, 10.0)
+        await until(lambda: descriptors(door) <= before[1] + AT_HAND, 10.0)
         # asyncio's own pool of threads is filled as it is used (ThreadPoolExecutor).
         assert threads(door) <= before[2] + min(32, (os.cpu_count() or 1) + 4)
 
@@ -258,7 +259,7 @@ async def test_connections_and_sessions_that_end_badly_leave_nothing(door: Servi
     for n in range(200):
         await each(n)
     await until(lambda: sleeper(mark) is None)
-    await until(lambda: descriptors(door) <= before[1] + 4, 10.0)
+    await until(lambda: descriptors(door) <= before[1] + AT_HAND, 10.0)
     grown = memory(door, "VmRSS") - before[0]
     print(f"200 connections cut: {grown:.1f} MB")
     assert grown < 20

@@ -13,7 +13,16 @@ import pytest
 
 from cmdsvc.web.frames import CLOSING, MESSAGE_MAX, PING
 from tests.e2e.http_lab import Web, rest, status
-from tests.e2e.raw_client import MARKS, Sleeper, descriptors, memory, peak_below, serving, until
+from tests.e2e.raw_client import (
+    AT_HAND,
+    MARKS,
+    Sleeper,
+    descriptors,
+    memory,
+    peak_below,
+    serving,
+    until,
+)
 from tests.e2e.ws_lab import bare, closing, frame, talking, upgrade
 from tests.kit import Kit, Server
 
@@ -298,7 +307,7 @@ class TestClientsThatLeave:
         for n in range(300):
             broken(n)
         asyncio.run(until(lambda: not running(web), 20))
-        asyncio.run(until(lambda: descriptors(web.service) <= before[1] + 4))
+        asyncio.run(until(lambda: descriptors(web.service) <= before[1] + AT_HAND))
         assert memory(web.service, "VmRSS") - before[0] < 20
 
 

@@ -113,14 +113,14 @@ ADVANCE = (
 )
 """The first of an ordered hook may be taken. Not to be called where another one is."""
 
-_LISTED = (
+LISTED = (
     select(*_COLUMNS)
     .select_from(_JOINED)
+    .where(IS_COMMAND)
     .order_by(deliveries.c.number.desc())
     .limit(bindparam("limit"))
 )
-LISTED = _LISTED.where(IS_COMMAND)
-LISTED_OF_HOOK = _LISTED.where(
+LISTED_OF_HOOK = LISTED.where(
     deliveries.c.hook_id
     == select(hooks.c.id)
     .select_from(hooks.join(commands, commands.c.id == hooks.c.command_id))

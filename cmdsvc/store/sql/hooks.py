@@ -54,6 +54,9 @@ UNFINISHED = (
         deliveries.c.hook_id == bindparam("of_hook"),
     )
 )
+REMOVE_DELIVERIES = delete(deliveries).where(
+    deliveries.c.command_id == bindparam("of_id"), deliveries.c.hook_id == bindparam("of_hook")
+)
 _REMOVE = delete(hooks).where(hooks.c.id == bindparam("of_hook"))
 COUNT = (
     update(commands)
@@ -124,7 +127,8 @@ class Hooks(Part):
             key = {"of_id": command_id, "of_hook": found}
             unfinished = await connection.scalar(UNFINISHED, key)
             await connection.execute(COUNT, {"of_id": command_id, "more": -int(unfinished or 0)})
-            await connection.execute(_REMOVE, key)
+            await connection.execute(REMOVE_DELIVERIES, key)
+            await connection.execute(_REMOVE, {"of_hook": found})
             await note(connection, entry(by, "hook", f"{owner}/{name}", f"{hook} removed"))
             return True
 

@@ -74,14 +74,11 @@ def _deliveries() -> None:
         sa.Column("body", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("number", name="pk_deliveries"),
         _to_command("deliveries"),
-        sa.ForeignKeyConstraint(
-            ["hook_id"], ["hooks.id"], name="fk_deliveries_hook_id", ondelete="CASCADE"
-        ),
         sa.UniqueConstraint("id", name="uq_deliveries_id"),
         sa.UniqueConstraint("once", name="uq_deliveries_once"),
     )
-    for one in ("command_id", "hook_id"):
-        op.create_index(f"ix_deliveries_{one}_number", "deliveries", [one, "number"])
+    listed = ["command_id", "number", "hook_id"]
+    op.create_index("ix_deliveries_command_id_number_hook_id", "deliveries", listed)
     for one, *more in (
         ("same", "received_at"),
         ("due_at", "number", "command_id"),
