@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.http_lab import Web
 from tests.e2e.raw_client import serving
 from tests.e2e.service_lab import Service
 from tests.kit import Kit, Server
@@ -82,3 +83,19 @@ def own_service(settings: dict[str, str], tmp_path: Path) -> Iterator[Service]:
 def name() -> str:
     """A command's name that no other test uses."""
     return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture(scope="module")
+def web(
+    request: pytest.FixtureRequest,
+    kit: Kit,
+    mirror: Server,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Web]:
+    """A server whose `sh` can be run by HTTP, with the module's SETTINGS."""
+    settings = getattr(request.module, "SETTINGS", {})
+    for service in serving(request, kit, mirror, tmp_path_factory.mktemp("web"), **settings):
+        web = Web(service)
+        service.ssh(":access", "sh", "grant", web.token).ok()
+        with web.client:
+            yield web

@@ -13,27 +13,16 @@ import httpx
 import pytest
 
 from tests.e2e.http_lab import Web, problem
-from tests.e2e.raw_client import serving
 from tests.e2e.service_lab import HELLO, PATIENCE, Service
-from tests.kit import Kit, Server
 
 
 @pytest.fixture(scope="module")
-def web(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Web]:
-    for service in serving(request, kit, mirror, tmp_path_factory.mktemp("http")):
-        web = Web(service)
-        service.ssh(":access", "sh", "grant", web.token).ok()
-        web.create("any", 'methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]')
-        web.create("open", "public = true", 'cors = ["https://a.example"]')
-        web.create("cgi", 'response = "cgi"', "cors = true")
-        web.create("json", 'content_type = "application/json"')
-        with web.client:
-            yield web
+def web(web: Web) -> Web:
+    web.create("any", 'methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]')
+    web.create("open", "public = true", 'cors = ["https://a.example"]')
+    web.create("cgi", 'response = "cgi"', "cors = true")
+    web.create("json", 'content_type = "application/json"')
+    return web
 
 
 def test_on_each_engine(service: Service, name: str):

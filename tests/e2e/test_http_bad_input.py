@@ -7,7 +7,6 @@ import hashlib
 import socket
 import struct
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -21,30 +20,16 @@ from tests.e2e.raw_client import (
     descriptors,
     memory,
     peak_below,
-    serving,
     until,
 )
 from tests.e2e.service_lab import PATIENCE
-from tests.kit import Kit, Server
 
 pytestmark = pytest.mark.any_engine
 
 MOST = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def web(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Web]:
-    home = tmp_path_factory.mktemp("bad")
-    for service in serving(request, kit, mirror, home, CMDSVC_MAX_BODY=str(MOST)):
-        web = Web(service)
-        service.ssh(":access", "sh", "grant", web.token).ok()
-        with web.client:
-            yield web
+SETTINGS = {"CMDSVC_MAX_BODY": str(MOST)}
 
 
 class TestNoHttp:

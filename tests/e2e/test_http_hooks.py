@@ -12,8 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.http_lab import Web, problem, status
-from tests.e2e.raw_client import peak_below, serving, until
-from tests.kit import Kit, Server
+from tests.e2e.raw_client import peak_below, until
 
 pytestmark = pytest.mark.any_engine
 
@@ -26,24 +25,17 @@ SHOW = (
 )
 
 
+SETTINGS = {"CMDSVC_MAX_BODY": str(MOST), "CMDSVC_MAX_WAITING": "3", "CMDSVC_DRAIN": "1s"}
+
+
 @pytest.fixture(scope="module")
-def web(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Web]:
-    home = tmp_path_factory.mktemp("hooks")
-    settings = {"CMDSVC_MAX_BODY": str(MOST), "CMDSVC_MAX_WAITING": "3", "CMDSVC_DRAIN": "1s"}
-    for service in serving(request, kit, mirror, home, **settings):
-        web = Web(service)
-        service.create("show", SHOW).ok()
-        for name, scheme in (("push", "github"), ("plain", "token"), ("basic", "basic")):
-            secret = (f"user:{SECRET}" if scheme == "basic" else SECRET).encode()
-            words = ("new", name, "--scheme", scheme, "--secret", "-")
-            service.ssh(":hooks", "show", *words, stdin=secret).ok()
-        with web.client:
-            yield web
+def web(web: Web) -> Web:
+    web.service.create("show", SHOW).ok()
+    for name, scheme in (("push", "github"), ("plain", "token"), ("basic", "basic")):
+        secret = (f"user:{SECRET}" if scheme == "basic" else SECRET).encode()
+        words = ("new", name, "--scheme", scheme, "--secret", "-")
+        web.service.ssh(":hooks", "show", *words, stdin=secret).ok()
+    return web
 
 
 def signed(body: bytes, secret: str = SECRET, **more: str) -> dict[str, str]:

@@ -7,15 +7,13 @@ import contextlib
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.http_lab import Web
-from tests.e2e.raw_client import MARKS, Sleeper, peak_below, serving, until
+from tests.e2e.raw_client import MARKS, Sleeper, peak_below, until
 from tests.e2e.service_lab import PATIENCE
-from tests.kit import Kit, Server
 
 pytestmark = pytest.mark.any_engine
 
@@ -23,20 +21,13 @@ SOME = 300 << 20
 MUCH = 1 << 30
 
 
+SETTINGS = {"CMDSVC_MAX_BODY": "2G"}
+
+
 @pytest.fixture(scope="module")
-def web(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Web]:
-    home = tmp_path_factory.mktemp("memory")
-    for service in serving(request, kit, mirror, home, CMDSVC_MAX_BODY="2G"):
-        web = Web(service)
-        service.ssh(":access", "sh", "grant", web.token).ok()
-        with web.client:
-            web.run("echo the first of its kind")
-            yield web
+def web(web: Web) -> Web:
+    web.run("echo the first of its kind")
+    return web
 
 
 SIZES = [SOME, pytest.param(MUCH, marks=pytest.mark.slow)]

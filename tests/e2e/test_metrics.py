@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.http_lab import Web
-from tests.e2e.raw_client import serving
 from tests.e2e.service_lab import PATIENCE, Service
-from tests.kit import Kit, Server
 
 pytestmark = pytest.mark.any_engine
 
@@ -30,25 +28,12 @@ TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-@pytest.fixture(scope="module")
-def web(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Web]:
-    settings = {
-        "CMDSVC_METRICS_TOKEN": TOKEN,
-        "CMDSVC_LOG": "json",
-        "CMDSVC_MAX_RUNS_PER_USER": "2",
-        "CMDSVC_QUEUE_WAIT": "300ms",
-    }
-    home = tmp_path_factory.mktemp("metrics")
-    for service in serving(request, kit, mirror, home, **settings):
-        web = Web(service)
-        service.ssh(":access", "sh", "grant", web.token).ok()
-        with web.client:
-            yield web
+SETTINGS = {
+    "CMDSVC_METRICS_TOKEN": TOKEN,
+    "CMDSVC_LOG": "json",
+    "CMDSVC_MAX_RUNS_PER_USER": "2",
+    "CMDSVC_QUEUE_WAIT": "300ms",
+}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,29 +16,20 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.e2e.http_lab import Web
-from tests.e2e.raw_client import MARKS, Sleeper, serving, until
+from tests.e2e.raw_client import MARKS, Sleeper, until
 from tests.e2e.service_lab import PATIENCE, Service
 from tests.e2e.ws_lab import Talk, opened, talking
-from tests.kit import Kit, Server
+
+SETTINGS = {"CMDSVC_QUEUE_WAIT": "0"}
 
 
 @pytest.fixture(scope="module")
-def web(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Web]:
-    home = tmp_path_factory.mktemp("ws")
-    for service in serving(request, kit, mirror, home, CMDSVC_QUEUE_WAIT="0"):
-        web = Web(service)
-        service.ssh(":access", "sh", "grant", web.token).ok()
-        web.create("open", "public = true")
-        web.create("pages", 'cors = ["https://a.example"]')
-        web.create("post", 'methods = ["POST"]')
-        web.create("slow", metadata=('timeout = "300ms"',))
-        with web.client:
-            yield web
+def web(web: Web) -> Web:
+    web.create("open", "public = true")
+    web.create("pages", 'cors = ["https://a.example"]')
+    web.create("post", 'methods = ["POST"]')
+    web.create("slow", metadata=('timeout = "300ms"',))
+    return web
 
 
 async def messages(ws: ClientConnection) -> AsyncIterator[str | bytes]:

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -20,28 +20,12 @@ from tests.e2e.raw_client import (
     descriptors,
     memory,
     peak_below,
-    serving,
     until,
 )
 from tests.e2e.ws_lab import bare, closing, frame, talking, upgrade
-from tests.kit import Kit, Server
 
 V1 = "Sec-WebSocket-Protocol: cmdsvc.v1"
 TEXT, BINARY, CONT, CLOSE, PINGED = 1, 2, 0, 8, 9
-
-
-@pytest.fixture(scope="module")
-def web(
-    request: pytest.FixtureRequest,
-    kit: Kit,
-    mirror: Server,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Web]:
-    for service in serving(request, kit, mirror, tmp_path_factory.mktemp("badws")):
-        web = Web(service)
-        service.ssh(":access", "sh", "grant", web.token).ok()
-        with web.client:
-            yield web
 
 
 class TestHandshake:

@@ -17,9 +17,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.http_lab import Web
-from tests.e2e.raw_client import serving
 from tests.e2e.service_lab import PATIENCE
-from tests.kit import Kit, Server
 
 PAGE = Path(__file__).parents[2] / "docs/websocket.md"
 
@@ -112,15 +110,6 @@ def site() -> Iterator[Site]:
     site = Site()
     yield site
     site.close()
-
-
-@pytest.fixture
-def web(request: pytest.FixtureRequest, kit: Kit, mirror: Server, tmp_path: Path) -> Iterator[Web]:
-    for service in serving(request, kit, mirror, tmp_path):
-        web = Web(service)
-        service.ssh(":access", "sh", "grant", web.token).ok()
-        with web.client:
-            yield web
 
 
 def shown(web: Web, script: str) -> str:
