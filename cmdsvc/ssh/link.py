@@ -13,6 +13,7 @@ from asyncssh.constants import (
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EXTENDED_DATA,
     MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_IGNORE,
     MSG_KEX_LAST,
     MSG_KEXINIT,
     MSG_NEWKEYS,
@@ -177,6 +178,9 @@ class Link(asyncssh.SSHServerConnection):
     def send_packet(
         self, pkttype: int, *args: bytes, handler: SSHPacketLogger | None = None
     ) -> None:
+        if pkttype == MSG_IGNORE:
+            # asyncssh puts one before each packet, for ciphers in CBC mode: none is offered.
+            return
         if pkttype in {MSG_KEXINIT, MSG_NEWKEYS}:
             # Between the two asyncssh keeps all that is sent (RFC 4253, section 7.1).
             self._exchanging, self._deferred = pkttype == MSG_KEXINIT, 0

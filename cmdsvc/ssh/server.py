@@ -16,6 +16,7 @@ from cmdsvc.errors import CmdError
 from cmdsvc.model import TOKEN_PREFIX, Identity
 from cmdsvc.service.failures import Failures
 from cmdsvc.service.top import Resource
+from cmdsvc.ssh import ciphers
 from cmdsvc.ssh.blobs import SIGNATURES, fingerprint
 from cmdsvc.ssh.identities import Identities, Login
 from cmdsvc.ssh.link import Link
@@ -102,6 +103,7 @@ class SshServer:
     async def open(self) -> None:
         """Listens. CmdError where the address cannot be had."""
         settings = self.settings
+        ciphers.use()
         options = asyncssh.SSHServerConnectionOptions(
             server_factory=lambda: Connection(self),
             server_host_keys=[self._key],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -57,6 +58,21 @@ def test_binary_stdin_comes_back_as_it_was(service: Service, sh: str):
     assert service.ssh(sh, "exec cat", stdin=data).ok().out == data
     digest = service.ssh(sh, "exec sha256sum", stdin=data).ok().text.split()[0]
     assert digest == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("cipher", ["chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com"])
+def test_a_cipher_carries_much_through_new_keys_and_nothing_in_vain(
+    service: Service, sh: str, cipher: str
+):
+    data = os.urandom(3 << 20)
+    options = ("-c", cipher, "-o", "RekeyLimit=1M", "-vvv")
+    said = service.ssh(sh, "exec cat", stdin=data, options=options).ok()
+    assert said.out == data
+    words = said.err.decode()
+    assert f"cipher: {cipher}" in words
+    received = re.findall(r"receive packet: type (\d+)", words)
+    assert received.count("21") > 1  # new keys
+    assert "2" not in received  # only to be ignored
 
 
 def test_stdin_can_end_before_the_output_begins(service: Service, sh: str):
