@@ -84,6 +84,8 @@ class Contestant:
     settle: float = 0.05
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    begun: float = 0.0
+    """When the newest run began (perf_counter)."""
 
     def warm_up(self, times: int) -> None:
         """Runs that do not count. BenchError where one fails."""
@@ -102,14 +104,14 @@ class Contestant:
     def _once(self) -> float:
         with tempfile.TemporaryFile() as words, deadline(PATIENCE):
             stdout = subprocess.DEVNULL if self.expected is None else subprocess.PIPE
-            begun = time.perf_counter()
+            self.begun = time.perf_counter()
             process = subprocess.Popen(
                 self.line, stdin=subprocess.DEVNULL, stdout=stdout, stderr=words
             )
             try:
                 out = process.stdout.read() if process.stdout else None
                 status = process.wait()
-                took = time.perf_counter() - begun
+                took = time.perf_counter() - self.begun
             except BaseException:
                 process.kill()
                 process.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,8 +48,18 @@ class Ours:
 
 
 @contextmanager
-def server(folder: Path, engine: str, kit: Kit, host: str = "", **more: str) -> Iterator[Ours]:
-    """A server on a free loopback port; `host` is the Docker engine's, `more` are settings."""
+def server(
+    folder: Path,
+    engine: str,
+    kit: Kit,
+    host: str = "",
+    module: Sequence[str] = (),
+    **more: str,
+) -> Iterator[Ours]:
+    """A server on a free loopback port; `host` is the Docker engine's, `more` are settings.
+
+    `module`, with its arguments, in the place of cmdsvc itself.
+    """
     folder.mkdir(mode=0o700)
     settings = {
         "CMDSVC_ENGINE": engine,
@@ -60,7 +70,7 @@ def server(folder: Path, engine: str, kit: Kit, host: str = "", **more: str) -> 
     service = Service(folder, settings)
     try:
         service.add_user(USER)
-        service.start()
+        service.start(*module)
         yield Ours(service, engine)
     except AssertionError as error:
         raise BenchError(f"the {engine} server does not start: {error}") from error

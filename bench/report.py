@@ -166,7 +166,7 @@ class Results:
                 ]
             )
         failures = [f"failed: {words}" for one in self.runs for words in one.failures[:3]]
-        return "\n".join([_table(head, rows), *failures])
+        return "\n".join([table(head, rows), *failures])
 
     def _bulk(self) -> str:
         if not self.bulk:
@@ -186,7 +186,7 @@ class Results:
             f"{name}: {', '.join(f'{key} {value}' for key, value in agreed.items())}"
             for name, agreed in self.negotiated.items()
         ]
-        return "\n".join([_table(head, rows), *notes])
+        return "\n".join([table(head, rows), *notes])
 
     def _idle(self) -> str:
         head = ["idle server, MB", "", "RSS", "PSS with helpers", "processes"]
@@ -201,7 +201,7 @@ class Results:
             for engine, moments in self.idle.items()
             for when, one in moments.items()
         ]
-        return _table(head, rows)
+        return table(head, rows)
 
     def _targets(self) -> str:
         words = {True: "reached", False: "NOT reached", None: "not measured"}
@@ -214,7 +214,7 @@ class Results:
             ]
             for target in self.targets()
         ]
-        return _table(["target", "figure", "", ""], rows)
+        return table(["target", "figure", "", ""], rows)
 
 
 def machine() -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
