@@ -24,6 +24,9 @@ _BACKLOG: Final = 64
 _PATIENCE: Final = 10.0
 """...for at most this many seconds: a dead engine must not hold up callers."""
 
+_END: Final = 20.0
+"""Seconds that `aclose` waits for what is under way."""
+
 _PAUSE: Final = 30.0
 """Seconds between two attempts at most, while the engine cannot be reached."""
 
@@ -73,8 +76,14 @@ class Janitor:
     async def aclose(self) -> None:
         """Finishes what is under way; a container that cannot be removed now is at the next start."""
         self._closing.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
         while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
 
     async def _discard_made(self, making: asyncio.Task[Any]) -> None:
         with suppress(EngineError):
