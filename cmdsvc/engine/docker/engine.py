@@ -239,7 +239,7 @@ class DockerEngine:
     async def remove(self, layer: Layer) -> bool:
         if not layer.base:
             here = {digest for digest in self._here if digest.startswith(layer.name)}
-            await self._put_away({self._here.pop(digest) for digest in here})
+            await self._put_away({layer.name, *map(self._here.pop, here)})
         if await self._images.remove(layer):
             return True
         await self._janitor.settle()  # what used it may have ended just now
