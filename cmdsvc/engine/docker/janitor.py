@@ -18,6 +18,9 @@ T = TypeVar("T")
 _AT_ONCE: Final = 2
 """Removals at once: more only slow down the engine's starts."""
 
+_CALM: Final = 0.05
+"""Seconds before a removal: who is told of the run's end has the processor first."""
+
 _BACKLOG: Final = 64
 """Removals outstanding before who hands in another one has to wait..."""
 
@@ -90,6 +93,7 @@ class Janitor:
             await self.discard((await making)["Id"])
 
     async def _remove(self, container: str) -> None:
+        await self._rest(_CALM)
         pause = 0.5
         while True:
             last = self._closing.is_set()
@@ -102,9 +106,12 @@ class Janitor:
                 return
             if last:
                 return
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), pause)
+            await self._rest(pause)
             pause = min(2 * pause, _PAUSE)
+
+    async def _rest(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
 
 
 async def remove(api: Api, container: str) -> None:

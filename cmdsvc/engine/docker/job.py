@@ -183,6 +183,8 @@ class DockerJob:
         if self._killed:
             return False
         with suppress(EngineError):  # what is left behind is not waited for
+            if not self._gone:
+                await self._call("kill", timeout=_NOTED, signal="KILL")
             await self._call("wait", timeout=_NOTED)
         with suppress(ApiError):
             return bool((await self._inspect())["OOMKilled"])
