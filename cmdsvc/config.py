@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     pids: Annotated[int, Field(gt=0, le=1 << 22)] = 256
     disk: Size = 512 << 20
 
-    warm: Annotated[int, Field(ge=0, le=1000)] = 16
+    warm: Annotated[int, Field(ge=0, le=1000)] = 20
     """Sandboxes at most that are made ahead of runs."""
     max_runs: Annotated[int, Field(gt=0)] = 100
     max_runs_per_user: Annotated[int, Field(gt=0)] = 50

@@ -74,7 +74,7 @@ DEFAULTS: dict[str, Any] = {
     "cpus": 1.0,
     "pids": 256,
     "disk": 512 << 20,
-    "warm": 16,
+    "warm": 20,
     "max_runs": 100,
     "max_runs_per_user": 50,
     "queue_wait": 2.0,

@@ -79,7 +79,7 @@ class EngineSettings:
     build_timeout: float = 300.0
     """Seconds."""
     docker_runtime: str | None = None
-    warm: int = 16
+    warm: int = 20
     """Sandboxes at most that are made ahead of runs; 0: none."""
     network_allow: tuple[str, ...] = ()
     """ADDRESS or ADDRESS:PORT (IPv4) that runs may reach although it is not of the Internet."""

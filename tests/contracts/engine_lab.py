@@ -137,7 +137,11 @@ class Lab:
     def left_by_a_build(self, before: Counter[str]) -> set[str]:
         """What is here besides: but for what is kept warm for runs, which comes and goes."""
         new = set(self.traces() - before)
-        return {text for text in new if not text.startswith("process") or "apk" in text}
+        return {
+            text
+            for text in new
+            if (not text.startswith("process") or "apk" in text) and "'cmdsvc.run'" not in text
+        }
 
     async def shortcoming(self, *words: str) -> str:
         """What `check` warns of, with one of the words in it; "" if it does not."""

@@ -98,7 +98,9 @@ def client(host: str) -> Iterator[docker.DockerClient]:
 
 
 @contextlib.asynccontextmanager
-async def lab(host: str, folder: Path, kit: Kit, mirror: Server) -> AsyncIterator[Lab]:
+async def lab(
+    host: str, folder: Path, kit: Kit, mirror: Server, *, warm: int = 0
+) -> AsyncIterator[Lab]:
     """An open engine with its bare base built; all that it made is removed afterwards."""
     settings = EngineSettings(
         data_dir=folder,
@@ -110,6 +112,7 @@ async def lab(host: str, folder: Path, kit: Kit, mirror: Server) -> AsyncIterato
         ),
         limits=Limits(timeout=60, memory=64 * MB, cpus=1, pids=64, disk=16 * MB),
         build_timeout=60,
+        warm=warm,
     )
     engine = DockerEngine(settings, host)
     with client(host) as looking:

@@ -179,7 +179,7 @@ async def test_the_container_of_a_run(lab: Lab) -> None:
         assert made["LogConfig"]["Type"] == "none"
         assert not made["Privileged"]
         assert not made["Binds"]
-        assert container.labels["cmdsvc.run"]
+        assert "cmdsvc.run" in container.labels
     finally:
         await job.aclose()
     await gone(lab)

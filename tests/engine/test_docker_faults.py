@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cmdsvc.engine.docker import sandbox
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Outcome
 from cmdsvc.relay import Job
@@ -40,6 +41,24 @@ async def lab(
 ) -> AsyncIterator[Lab]:
     async with dockerlab.lab(daemon.host, tmp_path, kit, mirror) as made:
         yield made
+
+
+@pytest.fixture
+async def warm(
+    daemon: dockerd.Dockerd, kit: Kit, mirror: Server, tmp_path: Path
+) -> AsyncIterator[Lab]:
+    """With a container that waits for a run."""
+    async with dockerlab.lab(daemon.host, tmp_path, kit, mirror, warm=2) as made:
+        assert await made.run("echo first") == (b"first\n", Outcome(0))
+        await until(lambda: made.engine.warm == 1)
+        yield made
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """For what nobody tells of."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
@@ -117,6 +136,33 @@ async def test_what_was_left_while_the_engine_was_away_is_removed(
         await asyncio.to_thread(daemon.crash)
         await job.aclose()
         await asyncio.to_thread(daemon.start)
-    async with asyncio.timeout(PATIENCE):
-        while await asyncio.to_thread(lab.containers):  # noqa: ASYNC110 - the engine's to say
-            await asyncio.sleep(0.05)
+    await until(lambda: not lab.containers())
+
+
+@pytest.mark.parametrize("how", ["stop", "crash"])
+async def test_those_that_wait_end_with_the_engine(
+    daemon: dockerd.Dockerd, warm: Lab, how: str
+) -> None:
+    await asyncio.to_thread(daemon.stop if how == "stop" else daemon.crash)
+    try:
+        await until(lambda: warm.engine.warm == 0)
+        with pytest.raises(EngineError, match="cannot be reached"):
+            await warm.start("true")
+    finally:
+        await asyncio.to_thread(daemon.start)
+    assert await warm.run("echo again") == (b"again\n", Outcome(0))
+    await until(lambda: warm.engine.warm == len(warm.containers()) > 0)
+
+
+async def test_one_that_waits_behind_an_engine_that_hangs(
+    daemon: dockerd.Dockerd, warm: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "_GIVE_TIMEOUT", 0.5)
+    daemon.pause()
+    try:
+        with pytest.raises(EngineError, match="did not answer within"):
+            await warm.start("true")
+    finally:
+        daemon.resume()
+    monkeypatch.undo()
+    assert await warm.run("echo again") == (b"again\n", Outcome(0))

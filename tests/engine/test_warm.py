@@ -13,7 +13,8 @@ import pytest_asyncio
 
 from cmdsvc.engine import Layer
 from cmdsvc.engine.bubblewrap import BubblewrapEngine
-from cmdsvc.engine.bubblewrap.warm import IDLE, Kind, Prepared, Warm
+from cmdsvc.engine.bubblewrap.prepared import Kind, Prepared
+from cmdsvc.engine.warm import IDLE, Warm
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Network, Outcome, Terminal
 from cmdsvc.recipe import Recipe

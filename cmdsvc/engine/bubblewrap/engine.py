@@ -26,11 +26,12 @@ from cmdsvc.engine.bubblewrap.findings import findings
 from cmdsvc.engine.bubblewrap.job import BubblewrapJob
 from cmdsvc.engine.bubblewrap.network import Namespace, NetworkPool
 from cmdsvc.engine.bubblewrap.place import FIRST_USER, place_for
+from cmdsvc.engine.bubblewrap.prepared import Kind, Prepared
 from cmdsvc.engine.bubblewrap.sandbox import Sandbox, Task, hand_over, make
 from cmdsvc.engine.bubblewrap.store import Store, remove
 from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs
-from cmdsvc.engine.bubblewrap.warm import Kind, Prepared, Warm
 from cmdsvc.engine.firewall import Destination
+from cmdsvc.engine.warm import Warm
 from cmdsvc.errors import BusyError, DataError, EngineError
 from cmdsvc.model import Limits, Network, Outcome
 from cmdsvc.recipe import Recipe
@@ -66,7 +67,7 @@ class BubblewrapEngine:
         self._runs: dict[str, tuple[BubblewrapJob, str]] = {}
         """With the names of their control groups."""
         self._mending = asyncio.Lock()
-        self._warm = Warm(self._prepare_ahead, settings.warm)
+        self._warm: Warm[Kind, Prepared] = Warm(self._prepare_ahead, settings.warm)
 
     @property
     def networks(self) -> frozenset[Network]:
@@ -173,7 +174,8 @@ class BubblewrapEngine:
             return False
         try:
             if not layer.base:
-                await self._warm.drop(self._store.made(layer))
+                made = self._store.made(layer)
+                await self._warm.drop(lambda kind: kind.layer == made)
             gone = self._store.detach(layer)
             for pause in SETTLING:
                 if gone is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -24,6 +24,7 @@ from cmdsvc.engine import (
 )
 from cmdsvc.engine.docker import findings, sandbox
 from cmdsvc.engine.docker.agents import ELSEWHERE, UNSEEN, Door, Doors, is_unseen
+from cmdsvc.engine.docker.bridge import Bridge
 from cmdsvc.engine.docker.build import Build
 from cmdsvc.engine.docker.hosts import check_host, find_host
 from cmdsvc.engine.docker.http import Api, ApiError
@@ -31,9 +32,11 @@ from cmdsvc.engine.docker.images import DIGEST_LABEL, INSTANCE_LABEL, RUN_LABEL,
 from cmdsvc.engine.docker.imported import Imported
 from cmdsvc.engine.docker.janitor import Janitor, remove
 from cmdsvc.engine.docker.job import DockerJob, HandedJob
+from cmdsvc.engine.docker.prepared import Prepared
 from cmdsvc.engine.docker.replaced import stale, sweep
-from cmdsvc.engine.docker.sandbox import SCRIPT_ROOM, Shape
+from cmdsvc.engine.docker.sandbox import SCRIPT_ROOM, Attached, EndedError, Handed, Shape
 from cmdsvc.engine.packages import plan
+from cmdsvc.engine.warm import Warm
 from cmdsvc.errors import BusyError, DataError, EngineError
 from cmdsvc.model import Limits, Network
 from cmdsvc.recipe import Recipe
@@ -56,23 +59,19 @@ class DockerEngine:
     """
 
     name = "docker"
-    warm = 0
 
     def __init__(self, settings: EngineSettings, host: str | None = None) -> None:
         self._settings = settings
         self._api = Api(find_host(host))
         self._janitor = Janitor(self._api)
         self._images = Images(self._api, self._janitor, settings)
+        self._labels = {**self._images.labels, RUN_LABEL: "true"}
         self._imported = Imported(self._images)
         self._cpus = 0.0
-        self._here: set[str] = set()
-        self._network = f"{self._images.repository}-net"
-        self._network_options = {
-            "com.docker.network.bridge.enable_icc": "false",
-            "com.docker.network.bridge.name": bridge_name(settings.instance),
-        }
-        self._network_made = False
-        self._network_lock = asyncio.Lock()
+        self._here: dict[str, str] = {}
+        """The images that are layers, by the digests of their recipes."""
+        self._bridge = Bridge(self._api, settings.instance)
+        self._warm: Warm[Shape, Prepared] = Warm(self._prepare, settings.warm)
         self._jobs: dict[DockerJob, str] = {}
         """With the ids of their runs."""
         self._doors = Doors(settings.data_dir / "agents", self.host)
@@ -88,6 +87,10 @@ class DockerEngine:
     @property
     def networks(self) -> frozenset[Network]:
         return frozenset({Network.INTERNET, Network.NONE})
+
+    @property
+    def warm(self) -> int:
+        return len(self._warm)
 
     async def open(self, *, beside: bool = False) -> None:
         check_host(self.host)
@@ -106,6 +109,7 @@ class DockerEngine:
             ) from error
 
     async def aclose(self) -> None:
+        await self._warm.aclose()
         await asyncio.gather(*(job.aclose() for job in list(self._jobs)), return_exceptions=True)
         await self._janitor.aclose()
         self._images.close()
@@ -136,11 +140,10 @@ class DockerEngine:
         return await self._imported.resolve(image, progress)
 
     async def has(self, recipe: Recipe) -> bool:
-        digest = recipe.digest
-        if digest not in self._here:
-            if not await self._images.has(self._images.layer(digest)):
-                return False
-            self._here.add(digest)
+        try:
+            await self._image(recipe)
+        except LookupError:
+            return False
         return True
 
     async def stale(self, recipe: Recipe) -> bool:
@@ -161,9 +164,13 @@ class DockerEngine:
                     raise BusyError(
                         f"the build took longer than {seconds:g} s", "try again later"
                     ) from error
-            self._here.add(digest)
-        if old:
+            self._here.pop(digest, None)
+            new = await self._images.inspect(self._images.layer(digest))
+            if new:
+                self._here[digest] = new["Id"]
+        if old and new and old["Id"] != new["Id"]:
             self._images.replaced.add(old["Id"])
+            await self._put_away({old["Id"]})
         if self._images.replaced:
             with contextlib.suppress(EngineError):  # the layer is there; the rest has time
                 await sweep(self._api, self._images)
@@ -201,17 +208,13 @@ class DockerEngine:
         try:
             job = await self._begin(invocation, door)
         except LookupError:
-            self._here.discard(digest)
+            self._here.pop(digest, None)
             raise
         except ApiError as error:
             if error.status == 404 and "no such image" in error.message.lower():
-                self._here.discard(digest)
+                self._here.pop(digest, None)
                 raise LookupError(f"there is no layer {digest[:24]}") from error
-            if error.status != 404 or invocation.network is Network.NONE:
-                raise
-            # The network was removed behind our back: it is made anew, once.
-            self._network_made = False
-            job = await self._begin(invocation, door)
+            raise
         self._jobs[job] = invocation.run_id
         return job
 
@@ -234,7 +237,9 @@ class DockerEngine:
         return await self._images.kept()
 
     async def remove(self, layer: Layer) -> bool:
-        self._here = {digest for digest in self._here if not digest.startswith(layer.name)}
+        if not layer.base:
+            here = {digest for digest in self._here if digest.startswith(layer.name)}
+            await self._put_away({layer.name, *map(self._here.pop, here)})
         if await self._images.remove(layer):
             return True
         await self._janitor.settle()  # what used it may have ended just now
@@ -242,41 +247,78 @@ class DockerEngine:
 
     async def purge(self) -> None:
         """Removes all that this instance has in the engine: containers, images, its network."""
+        await self._warm.drop()
         await self._janitor.settle()
         await self._sweep()
         self._here.clear()
-        self._network_made = False
         for name in (self._images.repository, f"{self._images.repository}-base"):
             for image in await self._api.call("GET", "/images/json", query=_where(reference=name)):
                 for tag in image["RepoTags"] or ():
                     await self._delete(f"/images/{tag}?force=1")
-        await self._delete(f"/networks/{self._network}")
+        await self._bridge.remove()
 
     async def _begin(self, invocation: Invocation, door: Door | None) -> DockerJob:
         shape = await self._shape(invocation)
-        labels = {**self._images.labels, RUN_LABEL: invocation.run_id}
         mounts = [] if door is None else [door.mount]
-        as_it_is = invocation.recipe.imported
-        if as_it_is:
-            description = await self._imported.description(
-                invocation, shape, labels, cpus=self._cpus, mounts=mounts
-            )
-        else:
-            description = sandbox.description(shape, labels, self._cpus, mounts)
-        container = await self._janitor.create(description)
-        waiting = None
-        try:
-            if as_it_is:
-                running = await sandbox.attach(self._api, container, shape, invocation.terminal)
-                return DockerJob(self._api, self._janitor, running, self._forget)
-            waiting = await sandbox.start(self._api, container, shape, invocation.terminal)
-            handed = await sandbox.give(self._api, waiting, invocation)
-        except BaseException:
-            if waiting is not None:
-                waiting.stream.close()
-            await self._janitor.discard(container)
-            raise
+        if invocation.recipe.imported:
+            return await self._begin_as_it_is(invocation, shape, mounts)
+        handed = None
+        if door is None and shape.script_room == SCRIPT_ROOM:
+            handed = await self._warm_start(shape, invocation)
+        if handed is None:
+            prepared = await self._prepare(shape, mounts)
+            handed = await prepared.give(invocation)
         return HandedJob(self._api, self._janitor, handed, self._forget)
+
+    async def _warm_start(self, shape: Shape, invocation: Invocation) -> Handed | None:
+        """A run in a container that was ready for it, None where there is none."""
+        while (prepared := self._warm.take(shape)) is not None:
+            with contextlib.suppress(EndedError):
+                return await prepared.give(invocation)
+        return None
+
+    async def _prepare(self, shape: Shape, mounts: Sequence[Mapping[str, Any]] = ()) -> Prepared:
+        """A container that waits for its run."""
+        described = sandbox.description(shape, self._labels, self._cpus, mounts)
+        start = partial(sandbox.start, self._api, shape=shape)
+        return Prepared(shape, await self._started(described, start), self._api, self._janitor)
+
+    async def _begin_as_it_is(
+        self, invocation: Invocation, shape: Shape, mounts: Sequence[Mapping[str, Any]]
+    ) -> DockerJob:
+        described = await self._imported.description(
+            invocation, shape, self._labels, cpus=self._cpus, mounts=mounts
+        )
+        start = partial(sandbox.attach, self._api, shape=shape, terminal=invocation.terminal)
+        attached = await self._started(described, start)
+        return DockerJob(self._api, self._janitor, attached, self._forget)
+
+    async def _started(
+        self,
+        described: Mapping[str, Any],
+        start: Callable[[str], Awaitable[Attached]],
+        *,
+        again: bool = True,
+    ) -> Attached:
+        """A container made and started; what fails leaves none."""
+        container = await self._janitor.create(described)
+        try:
+            return await start(container)
+        except BaseException as error:
+            await self._janitor.discard(container)
+            has_network = described["HostConfig"]["NetworkMode"] == self._bridge.name
+            lost = has_network and isinstance(error, ApiError) and error.status == 404
+            if not (again and lost):
+                raise
+        # The network was removed behind our back: it is made anew, once.
+        self._bridge.lost()
+        await self._bridge.make()
+        return await self._started(described, start, again=False)
+
+    async def _put_away(self, images: set[str]) -> None:
+        """Ends the containers that wait on `images`, which can be removed then."""
+        await self._warm.drop(lambda shape: shape.image in images)
+        await self._janitor.settle()
 
     def _forget(self, job: DockerJob) -> None:
         self._jobs.pop(job, None)
@@ -286,59 +328,31 @@ class DockerEngine:
     async def _shape(self, invocation: Invocation) -> Shape:
         network = "none"
         if invocation.network is Network.INTERNET:
-            await self._make_network()
-            network = self._network
+            await self._bridge.make()
+            network = self._bridge.name
+        limits = _least(invocation.limits, self._settings.limits)
+        recipe = invocation.recipe
+        name = self._images.layer(recipe.digest)
         return Shape(
-            image=self._images.layer(invocation.recipe.digest),
-            limits=_least(invocation.limits, self._settings.limits),
+            image=name if recipe.imported else await self._image(recipe),
+            limits=dataclasses.replace(limits, timeout=0),
             network=network,
             terminal=invocation.terminal is not None,
             runtime=self._settings.docker_runtime,
             script_room=max(SCRIPT_ROOM, len(invocation.script or b"") + 2**16),
         )
 
-    async def _make_network(self) -> None:
-        """A bridge of the service's own, in which containers do not reach each other."""
-        async with self._network_lock:
-            if self._network_made:
-                return
-            try:
-                await self._create_network()
-            except ApiError as error:
-                if error.status != 409:
-                    raise
-                if not await self._has_network():
-                    await self._delete(f"/networks/{self._network}")
-                    await self._create_network()
-            self._network_made = True
-
-    async def _create_network(self) -> None:
-        body = {
-            "Name": self._network,
-            "CheckDuplicate": True,
-            "Driver": "bridge",
-            "Options": self._network_options,
-            "Labels": self._images.labels,
-        }
-        try:
-            await self._api.call("POST", "/networks/create", body=body)
-        except ApiError as error:
-            if "address pool" in error.message:
-                raise EngineError(
-                    f"the Docker engine has no addresses left for the network of runs: {error.message}",
-                    "remove networks that nobody uses: docker network prune",
-                ) from error
-            raise
-
-    async def _has_network(self) -> bool:
-        """Whether the network of our name is as we make it. EngineError where it is not ours."""
-        there = await self._api.call("GET", f"/networks/{self._network}")
-        if there["Labels"].get(INSTANCE_LABEL) != self._settings.instance:
-            raise EngineError(
-                f"the Docker network {self._network!r} was not made by this service",
-                f"remove it: docker network rm {self._network}",
-            )
-        return bool(there["Options"] == self._network_options)
+    async def _image(self, recipe: Recipe) -> str:
+        """The layer's image. LookupError where it is not here."""
+        here = self._here.get(recipe.digest)
+        if here is None:
+            name = self._images.layer(recipe.digest)
+            found = await self._images.inspect(name)
+            if found is None:
+                raise LookupError(f"there is no layer {name}")
+            # A build that ended meanwhile knows better.
+            here = self._here.setdefault(recipe.digest, found["Id"])
+        return here
 
     async def _build(self, recipe: Recipe, progress: Progress, *, again: bool) -> None:
         if recipe.imported:
@@ -378,11 +392,6 @@ class DockerEngine:
         except ApiError as error:
             if error.status != 404:
                 raise
-
-
-def bridge_name(instance: str) -> str:
-    """The interface of the network that runs of `instance` have, for the host's firewall."""
-    return f"cs{hashlib.sha256(instance.encode()).hexdigest()[:6]}d"
 
 
 def _blocked(instance: str) -> bool | None:

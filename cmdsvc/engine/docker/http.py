@@ -64,6 +64,11 @@ class Stream:
     ahead: bytes = b""
     """Read already."""
 
+    @property
+    def usable(self) -> bool:
+        """False once it is known to have ended."""
+        return not self.reader.at_eof() and not self.writer.is_closing()
+
     async def read(self, most: int) -> bytes:
         """At least one byte; b"" at the end, also where the connection broke."""
         if self.ahead:
@@ -107,10 +112,6 @@ class Stream:
 class _Connection:
     stream: Stream
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
-
-    @property
-    def usable(self) -> bool:
-        return not self.stream.reader.at_eof() and not self.stream.writer.is_closing()
 
     async def send(self, request: h11.Request, body: bytes | Path) -> None:
         await self._write(self.http.send(request))
@@ -297,7 +298,7 @@ class Api:
     async def _connection(self) -> _Connection:
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable:
+            if connection.stream.usable:
                 return connection
             connection.stream.close()
         return _Connection(await self._connect())

@@ -27,6 +27,7 @@ from cmdsvc.errors import BusyError, DataError, EngineError, printable
 
 INSTANCE_LABEL: Final = "cmdsvc.instance"
 RUN_LABEL: Final = "cmdsvc.run"
+"""Of a container that is for a run; which one is not known when it is made."""
 DIGEST_LABEL: Final = "cmdsvc.digest"
 
 _STALL: Final = 60

@@ -18,11 +18,17 @@ T = TypeVar("T")
 _AT_ONCE: Final = 2
 """Removals at once: more only slow down the engine's starts."""
 
+_CALM: Final = 0.05
+"""Seconds before a removal: who is told of the run's end has the processor first."""
+
 _BACKLOG: Final = 64
 """Removals outstanding before who hands in another one has to wait..."""
 
 _PATIENCE: Final = 10.0
 """...for at most this many seconds: a dead engine must not hold up callers."""
+
+_END: Final = 20.0
+"""Seconds that `aclose` waits for what is under way."""
 
 _PAUSE: Final = 30.0
 """Seconds between two attempts at most, while the engine cannot be reached."""
@@ -73,14 +79,21 @@ class Janitor:
     async def aclose(self) -> None:
         """Finishes what is under way; a container that cannot be removed now is at the next start."""
         self._closing.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
         while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
 
     async def _discard_made(self, making: asyncio.Task[Any]) -> None:
         with suppress(EngineError):
             await self.discard((await making)["Id"])
 
     async def _remove(self, container: str) -> None:
+        await self._rest(_CALM)
         pause = 0.5
         while True:
             last = self._closing.is_set()
@@ -93,9 +106,12 @@ class Janitor:
                 return
             if last:
                 return
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), pause)
+            await self._rest(pause)
             pause = min(2 * pause, _PAUSE)
+
+    async def _rest(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
 
 
 async def remove(api: Api, container: str) -> None:

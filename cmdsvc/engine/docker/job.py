@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import datetime
@@ -182,6 +183,8 @@ class DockerJob:
         if self._killed:
             return False
         with suppress(EngineError):  # what is left behind is not waited for
+            if not self._gone:
+                await self._call("kill", timeout=_NOTED, signal="KILL")
             await self._call("wait", timeout=_NOTED)
         with suppress(ApiError):
             return bool((await self._inspect())["OOMKilled"])
@@ -242,9 +245,11 @@ class HandedJob(DockerJob):
         self._trailers = {fd: Trailer(handed.nonce) for fd in streams}
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
-        if self._ahead and (data := self._trailers[1].feed(self._ahead)):
-            yield 1, data
-        while self._status is None and (piece := await self._attached.frames.next()):
+        ahead = deque(self._ahead)
+        while self._status is None:
+            piece = ahead.popleft() if ahead else await self._attached.frames.next()
+            if piece is None:
+                break
             fd, data = piece
             if fd in self._trailers and (data := self._trailers[fd].feed(data)):
                 yield fd, data
@@ -259,12 +264,6 @@ class HandedJob(DockerJob):
         if any(trailer.status is None for trailer in self._trailers.values()):
             return None
         return self._trailers[1].status
-
-    async def _ended(self) -> int:
-        status = await super()._ended()
-        if status == 125:
-            raise EngineError("the sandbox could not take the run", "try again")
-        return status
 
 
 def _lost() -> EngineError:

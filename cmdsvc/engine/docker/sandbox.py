@@ -21,6 +21,12 @@ NOBODY: Final = 65534
 START_TIMEOUT: Final = 60.0
 """Seconds: many starts at once queue up in the engine."""
 
+_GIVE_TIMEOUT: Final = 30.0
+"""Seconds."""
+
+_OVERTAKEN: Final = 2**20
+"""Bytes at most that come on stderr before a word on stdout that was written before them."""
+
 _LEAST_MEMORY: Final = 6 * 2**20
 """Bytes: the engine accepts no less."""
 
@@ -52,7 +58,9 @@ class Shape:
     """What a waiting container depends on, and nothing of the run that it will get."""
 
     image: str
+    """Of what waits its id: a layer that is made again has another one."""
     limits: Limits
+    """But for the time, which is not the container's."""
     network: str
     """The engine's name of the network, "none" for none."""
     terminal: bool
@@ -105,8 +113,12 @@ class Handed:
     attached: Attached
     nonce: bytes
     """Begins the trailer that tells the program's status."""
-    ahead: bytes
+    ahead: Sequence[tuple[int, bytes]]
     """Output that came with the last word of the hand-over."""
+
+
+class EndedError(EngineError):
+    """A container ended, or the engine, and no program had begun that was heard of."""
 
 
 def description(
@@ -179,11 +191,12 @@ def isolated(
     }
 
 
-async def start(api: Api, container: str, shape: Shape, terminal: Terminal | None) -> Attached:
+async def start(api: Api, container: str, shape: Shape) -> Attached:
     """Starts it; returns when it can be handed a run."""
-    waiting = await attach(api, container, shape, terminal)
+    waiting = await attach(api, container, shape, None)
     try:
-        await _expect(api, waiting.frames, READY)
+        async with api.bounded(START_TIMEOUT):
+            await _expect(waiting.frames, READY)
     except BaseException:
         waiting.stream.close()
         raise
@@ -215,13 +228,18 @@ async def attach(api: Api, container: str, shape: Shape, terminal: Terminal | No
 
 
 async def give(api: Api, waiting: Attached, invocation: Invocation) -> Handed:
-    """Hands the run over: from now on the stream's input is the program's."""
+    """Hands the run over: from now on the stream's input is the program's.
+
+    EndedError where the program has not begun, unless the engine died just then.
+    """
     nonce = secrets.token_hex(16).encode()
     data = hand_over(invocation.argv, invocation.env, invocation.script, nonce)
-    async with api.bounded(START_TIMEOUT):
+    if (terminal := invocation.terminal) is not None:
+        with suppress(ApiError):  # it has just ended
+            await resize(api, waiting.container, terminal.columns, terminal.rows)
+    async with api.bounded(_GIVE_TIMEOUT):
         await waiting.stream.write(data)
-    ahead = await _expect(api, waiting.frames, GO) if waiting.terminal else b""
-    return Handed(waiting, nonce, ahead)
+        return Handed(waiting, nonce, await _expect(waiting.frames, GO))
 
 
 async def resize(api: Api, container: str, columns: int, rows: int) -> None:
@@ -230,13 +248,24 @@ async def resize(api: Api, container: str, columns: int, rows: int) -> None:
     )
 
 
-async def _expect(api: Api, frames: Frames, word: bytes) -> bytes:
-    """Waits for the waiter's word; what came with it and after it."""
-    async with api.bounded(START_TIMEOUT):
-        while piece := await frames.next():
-            _, found, after = piece[1].partition(word)
+async def _expect(frames: Frames, word: bytes) -> Sequence[tuple[int, bytes]]:
+    """Waits for the waiter's word; what came with it and after it.
+
+    What the program writes on stderr may overtake it.
+    """
+    ahead: list[tuple[int, bytes]] = []
+    size = 0
+    while size <= _OVERTAKEN and (piece := await frames.next()):
+        fd, data = piece
+        if fd == 1:
+            _, found, after = data.partition(word)
             if found:
-                return after
-    raise EngineError(
+                return [*ahead, (1, after)] if after else ahead
+        else:
+            ahead.append(piece)
+            size += len(data)
+    if ahead:
+        raise EngineError("the sandbox did not say that its run began", "try again")
+    raise EndedError(
         "the sandbox ended before its run began", "see whether the image has a working /bin/sh"
     )

@@ -28,27 +28,27 @@ READY: Final = b"R"
 """What a waiter prints when it can be handed a run."""
 
 GO: Final = b"G"
-"""What it prints where there is a terminal, when that is set up: what is sent from then on is the
-program's."""
+"""What it prints just before the program begins, in a terminal that is set up again."""
 
 # It runs below an init that passes signals on to the whole process group: the waiter survives them
 # (trap :), the program has the default disposition again. The shell's own remarks ("Terminated")
 # go to /dev/null, 3 is the real stderr. Until the line came a terminal is raw: no echo, no limit.
 # The script's file is made beforehand, which saves a fork at hand-over, and written through 4, as
-# nobody may open it for writing. That a program cannot be executed is told by env or the shell: 126
-# or 127. What the program left running is killed and waited for before its end is told. One line,
-# for it shows in listings of processes.
+# nobody may open it for writing. As long as it has not printed G nothing has begun. That a program cannot be executed is told by env or the shell: 126
+# or 127. What the program left running is killed and waited for before its end is told. Then it
+# sleeps: the engine's tear-down of a container that ends would have the processor before the caller
+# has the end. One line, for it shows in listings of processes.
 WAITER: Final = "; ".join(
     (
         r"umask 022; trap : 1 2 3 4 6 8 10 11 12 13 14 15; N=$(printf '\n.'); N=${N%.}",
         "exec 3>&2 2>/dev/null; t=; [ -t 0 ] && t=$(stty -g) && stty raw -echo",
         f"exec 4>{FOLDER}/main && chmod 555 {FOLDER}/main && echo $$ >{GROUP} && printf R || exit 125",
         'IFS= read -r l || exit 125; eval "$l"; l=; exec 4>&-',
-        '[ "$t" ] && { stty "$t"; printf G; }',
+        '[ "$t" ] && stty "$t"; printf G || exit 125',
         '(exec "$@" 2>&3 3>&-); r=$?',
         "kill -9 -1 && while kill -0 -1; do :; done",
         r"""[ "$t" ] || printf '\0%s %s\n' "$n" "$r" >&3""",
-        r"""printf '\0%s %s\n' "$n" "$r"; exit $r""",
+        r"""printf '\0%s %s\n' "$n" "$r"; sleep 1; exit $r""",
     )
 )
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
-import os
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, Protocol, TypeVar
 
-from cmdsvc.engine.bubblewrap.job import MESSAGE, READY
-from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs
-from cmdsvc.errors import CmdError, EngineError
-from cmdsvc.model import Network
+from cmdsvc.errors import CmdError
 
 log = logging.getLogger(__name__)
 
@@ -20,79 +16,44 @@ IDLE = 300.0
 """Seconds after which there are no more of a kind than were taken within them."""
 DELAY = 0.05
 """Seconds before more are made: the run that took one has the processor first."""
-START_TIMEOUT = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What a sandbox is made for; all else is said when a run begins."""
+class Member(Protocol):
+    """A sandbox that waits for its task."""
 
-    layer: str
-    """The name that it has in the store: a layer that is made again has another one."""
-    network: Network
-    disk: int
-    memory: int
-    """Bytes of address space, where no control group bounds memory; else 0."""
+    @property
+    def kind(self) -> Hashable:
+        """What it was made for: all that is not said when a run begins."""
+        ...
 
-
-class Prepared:
-    """A sandbox that waits for its task, and all that it holds."""
-
-    def __init__(
-        self,
-        kind: Kind | None,
-        stub: Stub,
-        stubs: Stubs,
-        said: int,
-        release: Callable[[], Awaitable[None]],
-    ) -> None:
-        self.kind = kind
-        self.stub = stub
-        self.stubs = stubs
-        self.said = said
-        """What bwrap may complain to."""
-        self._release = release
-
-    def out_of_memory(self) -> bool:
-        groups = self.stubs.cgroups
-        return groups is not None and groups.out_of_memory(self.stub.group)
-
-    async def ready(self) -> None:
-        """Until it waits for its task. EngineError where it never will."""
-        try:
-            async with asyncio.timeout(START_TIMEOUT):
-                data = await self.stub.hear()
-        except TimeoutError:
-            data = b"it takes too long"
-        if data != MESSAGE.pack(READY, 0):
-            raise EngineError("a sandbox could not be prepared", data.decode("utf-8", "replace"))
-
-    async def put_away(self) -> None:
-        """Ends it, and lets go of what it holds; but for `said`."""
-        try:
-            await self.stubs.put_away(self.stub)
-        finally:
-            await self._release()
+    @property
+    def alive(self) -> bool:
+        """False where it is known to have ended."""
+        ...
 
     async def aclose(self) -> None:
-        os.close(self.said)
-        await self.put_away()
+        """Ends it, and lets go of what it holds."""
+        ...
 
 
-class Warm:
+K = TypeVar("K", bound=Hashable)
+M = TypeVar("M", bound=Member)
+
+
+class Warm(Generic[K, M]):
     """Sandboxes that wait, at most `most`; `make` makes one more, slowly.
 
     As many wait of a kind as were wanted and not there: each time that there is none one more is
     made from then on. Kinds that were not used for the longest time give way.
     """
 
-    def __init__(self, make: Callable[[Kind], Awaitable[Prepared]], most: int) -> None:
+    def __init__(self, make: Callable[[K], Awaitable[M]], most: int) -> None:
         self._make = make
         self._most = most
-        self._waiting: list[Prepared] = []
-        self._wanted: dict[Kind, int] = {}
+        self._waiting: list[M] = []
+        self._wanted: dict[K, int] = {}
         """The kind that was taken last is the last."""
-        self._taken: collections.Counter[Kind] = collections.Counter()
+        self._taken: collections.Counter[K] = collections.Counter()
         """Since the last `_age`."""
         self._filling: asyncio.Task[None] | None = None
         self._ageing: asyncio.TimerHandle | None = None
@@ -100,13 +61,13 @@ class Warm:
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(one.alive for one in self._waiting)
 
-    def take(self, kind: Kind) -> Prepared | None:
+    def take(self, kind: K) -> M | None:
         """One of that kind, which is the caller's then."""
         if self._closed or not self._most:
             return None
-        found = next((one for one in self._waiting if one.kind == kind and one.stub.alive), None)
+        found = next((one for one in self._waiting if one.kind == kind and one.alive), None)
         if found is not None:
             self._waiting.remove(found)
         wanted = self._wanted.pop(kind, 0) + (found is None)
@@ -120,9 +81,9 @@ class Warm:
             self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)
         return found
 
-    async def drop(self, layer: str | None = None) -> None:
-        """Ends those on a layer, or all; what is being made for it as well."""
-        for kind in [kind for kind in self._wanted if layer in {None, kind.layer}]:
+    async def drop(self, which: Callable[[K], bool] = lambda _: True) -> None:
+        """Ends those of some kinds, or all; what is being made of them as well."""
+        for kind in list(filter(which, self._wanted)):
             del self._wanted[kind]
         if self._filling is not None:
             self._filling.cancel()
@@ -159,10 +120,10 @@ class Warm:
 
     def _trim(self) -> None:
         """Ends those that are dead, and those more than are wanted."""
-        left = dict(self._wanted)
+        left: collections.Counter[Hashable] = collections.Counter(self._wanted)
         keep = []
         for one in self._waiting:
-            if one.kind is not None and one.stub.alive and left.get(one.kind, 0):
+            if one.alive and left[one.kind]:
                 left[one.kind] -= 1
                 keep.append(one)
             else:
@@ -171,7 +132,7 @@ class Warm:
                 task.add_done_callback(self._closing.discard)
         self._waiting = keep
 
-    def _missing(self) -> Kind | None:
+    def _missing(self) -> K | None:
         have = collections.Counter(one.kind for one in self._waiting)
         return next((k for k, n in reversed(self._wanted.items()) if have[k] < n), None)
 

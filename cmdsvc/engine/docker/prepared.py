@@ -1,0 +1,66 @@
+"""A container that is complete but for its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cmdsvc.engine import Invocation
+from cmdsvc.engine.docker import sandbox
+from cmdsvc.engine.docker.http import Api, ApiError
+from cmdsvc.engine.docker.janitor import Janitor
+from cmdsvc.engine.docker.sandbox import Attached, EndedError, Handed, Shape
+from cmdsvc.errors import EngineError
+
+_LOOK: Final = 0.3
+"""Seconds that the engine has to say whether a container has ended: one that died meanwhile is not
+back so soon."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    kind: Shape
+    attached: Attached
+    api: Api
+    janitor: Janitor
+
+    @property
+    def alive(self) -> bool:
+        return self.attached.stream.usable
+
+    async def give(self, invocation: Invocation) -> Handed:
+        """Hands the run over; what fails is put away.
+
+        EndedError where nothing has begun, EngineError where that cannot be told.
+        """
+        try:
+            return await self._give(invocation)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """It is removed in the background."""
+        self.attached.stream.close()
+        await self.janitor.discard(self.attached.container)
+
+    async def _give(self, invocation: Invocation) -> Handed:
+        try:
+            return await sandbox.give(self.api, self.attached, invocation)
+        except EndedError as error:
+            if await self._has_ended():
+                raise
+            raise EngineError(
+                "the Docker engine went away as the run began", "see whether it ran, and try again"
+            ) from error
+
+    async def _has_ended(self) -> bool:
+        """Whether an engine that was there all the time says so: it passes on what was written."""
+        path = f"/containers/{self.attached.container}/json"
+        try:
+            found = await self.api.call("GET", path, timeout=_LOOK)
+        except ApiError as error:
+            return error.status == 404
+        except EngineError:
+            return False
+        return not found["State"]["Running"]

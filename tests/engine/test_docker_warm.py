@@ -1,0 +1,299 @@
+"""Containers that wait for a run: each is for one, and nothing of them is left."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from cmdsvc.engine import Invocation, Layer
+from cmdsvc.engine.docker.http import Stream
+from cmdsvc.engine.docker.prepared import Prepared
+from cmdsvc.engine.docker.sandbox import SCRIPT_ROOM
+from cmdsvc.errors import EngineError
+from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, Limits, Network, Outcome, Terminal
+from cmdsvc.recipe import Recipe
+from cmdsvc.relay import Job
+from tests.engine import dockerlab
+from tests.engine.dockerlab import MB, PATIENCE, Lab, end
+
+if TYPE_CHECKING:
+    from tests.kit import Kit, Server
+
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
+
+MOST = 3
+ENV = {b"PATH": SEARCH_PATH}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab(
+    host: str, kit: Kit, mirror: Server, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Lab]:
+    folder = tmp_path_factory.mktemp("docker")
+    async with dockerlab.lab(host, folder, kit, mirror, warm=MOST) as made:
+        yield made
+        await made.engine.aclose()
+        assert made.containers() == []
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def cold(lab: Lab) -> None:
+    await lab.engine._warm.drop()
+
+
+def waiting(lab: Lab) -> list[Prepared]:
+    return list(lab.engine._warm._waiting)
+
+
+async def until(condition) -> None:
+    """For what nobody tells of."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def start(
+    lab: Lab,
+    script: str | bytes,
+    *arguments: bytes,
+    env: dict[bytes, bytes] = ENV,
+    recipe: Recipe | None = None,
+    limits: Limits | None = None,
+    terminal: Terminal | None = None,
+    network: Network = Network.NONE,
+) -> Job:
+    body = script if isinstance(script, bytes) else f"#!/bin/sh\n{script}\n".encode()
+    return await lab.engine.start(
+        Invocation(
+            run_id=secrets.token_hex(8),
+            recipe=recipe or lab.recipe,
+            argv=(SCRIPT_PATH, *arguments),
+            script=body,
+            env=env,
+            limits=limits or lab.settings.limits,
+            network=network,
+            terminal=terminal,
+        )
+    )
+
+
+async def ran(
+    lab: Lab, script: str | bytes, *arguments: bytes, **given
+) -> tuple[str, bytes, Outcome]:
+    """The container, what the script wrote to stdout, and how it ended."""
+    async with asyncio.timeout(PATIENCE):
+        job = await start(lab, script, *arguments, **given)
+        try:
+            await job.send_eof()
+            out, outcome = await end(job)
+        finally:
+            await job.aclose()
+    return job._container, out, outcome
+
+
+async def warmed(lab: Lab, number: int = 1, **given) -> list[Prepared]:
+    """Those that wait after as many runs at once that found none."""
+    for _, out, _ in await asyncio.gather(
+        *(ran(lab, "echo first", **given) for _ in range(number))
+    ):
+        assert out.split() == [b"first"]
+    await until(lambda: lab.engine.warm == number)
+    return waiting(lab)
+
+
+async def test_a_run_takes_the_one_that_waits_and_another_takes_its_place(lab: Lab) -> None:
+    (one,) = await warmed(lab)
+    leave = "echo mine | tee /tmp/left >/cmd/left; ls -A /tmp /cmd"
+    taken, _, outcome = await ran(lab, leave)
+    assert (taken, outcome) == (one.attached.container, Outcome(0))
+    await until(lambda: lab.engine.warm == 1)
+    (other,) = waiting(lab)
+    assert other.attached.container != one.attached.container
+    look = await ran(lab, "ls -A /tmp /cmd")
+    assert look == (other.attached.container, b"/cmd:\n\n/tmp:\n", Outcome(0))
+    await until(lambda: taken not in lab.containers())
+
+
+async def test_arguments_environment_and_script_of_any_bytes(lab: Lab) -> None:
+    (one,) = await warmed(lab)
+    every = bytes(range(1, 256))
+    script = b'#!/bin/sh\nprintf "%s|%s" "$1" "$ODD"\nwc -c <$0 >&2\nexit 7\n' + every * 400
+    taken, out, outcome = await ran(lab, script, every, env={**ENV, b"ODD": every[::-1] * 50})
+    assert (taken, outcome) == (one.attached.container, Outcome(7))
+    assert out == every + b"|" + every[::-1] * 50
+
+
+async def test_a_terminal_has_its_size_from_the_start(lab: Lab) -> None:
+    (one,) = await warmed(lab, terminal=Terminal("xterm", 80, 24))
+    script = "stty size; stty -a | grep -o ' echo '; read x; echo $x"
+    job = await start(lab, script, terminal=Terminal("xterm", 101, 7))
+    async with asyncio.timeout(PATIENCE):
+        await job.send(b"a\n")
+        out, outcome = await end(job)
+        await job.aclose()
+    assert (job._container, outcome) == (one.attached.container, Outcome(0))
+    assert b"7 101\r\n" in out
+    assert out.split()[-1] == b"a"
+
+
+async def test_another_kind_is_not_taken(lab: Lab) -> None:
+    (one,) = await warmed(lab)
+    small = replace(lab.settings.limits, memory=16 * MB)
+    for script, given in [
+        ("grep -c . /proc/self/limits", {"limits": small}),
+        (b"#!/bin/sh\nexit\n" + b"#" * SCRIPT_ROOM, {}),
+        ("tty", {"terminal": Terminal("xterm", 80, 24)}),
+    ]:
+        taken, _, outcome = await ran(lab, script, **given)
+        assert (taken != one.attached.container, outcome) == (True, Outcome(0))
+        assert one in waiting(lab)
+    sooner = replace(lab.settings.limits, timeout=1)
+    assert (await ran(lab, "true", limits=sooner))[0] == one.attached.container
+
+
+async def test_a_limit_holds_in_one_that_waited(lab: Lab) -> None:
+    (one,) = await warmed(lab)
+    hog = "head -c 200000000 /dev/zero | tail -c 200000000 >/dev/null; exit $?"
+    taken, _, outcome = await ran(lab, f"exec sh -c '{hog}'")
+    assert taken == one.attached.container
+    assert outcome.exit_status == 137
+    assert "out of memory" in outcome.message
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_one_that_was_killed_is_not_missed(
+    lab: Lab, noticed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await warmed(lab, 2)
+    lab.client.containers.get(one.attached.container).kill()
+    await until(lambda: not one.alive)
+    if not noticed:  # as between its end and the word of it
+        monkeypatch.setattr(Stream, "usable", True)
+    taken, out, outcome = await ran(lab, "echo x")
+    assert (taken, out, outcome) == (two.attached.container, b"x\n", Outcome(0))
+    await until(lambda: one.attached.container not in lab.containers())
+
+
+async def test_what_may_have_begun_is_not_begun_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = await warmed(lab, terminal=Terminal("xterm", 80, 24))
+    monkeypatch.setattr(Stream, "usable", True)
+    one.attached.stream.close()  # as when the engine dies; the container goes on
+    with pytest.raises(EngineError, match="see whether it ran"):
+        await start(lab, "true", terminal=Terminal("xterm", 80, 24))
+
+
+async def test_a_layer_that_is_removed_takes_those_on_it_along(lab: Lab) -> None:
+    recipe = lab.layer("hello-noarch")
+    await lab.engine.build(recipe, lambda _: None)
+    await warmed(lab, recipe=recipe)
+    assert await lab.engine.remove(Layer(recipe.digest, base=False, size=0))
+    assert lab.engine.warm == 0
+    with pytest.raises(LookupError):
+        await start(lab, "true", recipe=recipe)
+    await lab.engine.build(recipe, lambda _: None)
+    assert (await ran(lab, "echo x", recipe=recipe))[1] == b"x\n"
+
+
+async def test_a_layer_that_is_made_again_is_what_the_next_run_has(lab: Lab) -> None:
+    recipe = lab.layer("uuidgen")
+    await lab.engine.build(recipe, lambda _: None)
+    (one,) = await warmed(lab, recipe=recipe)
+    await lab.engine.build(recipe, lambda _: None, again=True)
+    assert one.attached.container not in lab.containers()
+    images = {image["Id"] for image in lab.client.api.images(all=True)}
+    assert one.kind.image not in images, "nothing runs on it"
+    taken, _, outcome = await ran(lab, "true", recipe=recipe)
+    assert (taken != one.attached.container, outcome) == (True, Outcome(0))
+
+
+async def test_more_runs_than_wait(lab: Lab) -> None:
+    results = await asyncio.gather(*(ran(lab, f"echo {n}") for n in range(8)))
+    assert [out for _, out, _ in results] == [b"%d\n" % n for n in range(8)]
+    await until(lambda: lab.engine.warm == MOST)
+    await until(lambda: lab.engine._warm._filling is None)
+    assert lab.engine.warm == MOST
+
+
+async def test_the_script_finds_nothing_of_the_hand_over(lab: Lab) -> None:
+    (one,) = await warmed(lab, env={**ENV, b"SECRET": b"of another run"})
+    script = r"""
+        for n in $(seq 0 255); do readlink /proc/$$/fd/$n; done | sed 's/:.*//' | sort -u
+        echo --
+        cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n'
+        readlink /proc/1/fd/* /proc/$PPID/fd/* | sed 's/:.*//' | sort -u
+    """
+    taken, out, outcome = await ran(lab, script)
+    assert (taken, outcome) == (one.attached.container, Outcome(0))
+    fds, _, rest = out.decode().partition("--\n")
+    assert fds.split() == ["/run/cmd/main", "pipe"], "the shell reads the script"
+    for word in (lab.settings.instance, str(lab.settings.data_dir), "another run", "docker.sock"):
+        assert word not in rest
+
+
+FORGE = r"""
+    range=$(grep -m1 '\[heap\]' /proc/$PPID/maps)
+    from=$((0x${range%%-*} / 4096)); range=${range#*-}; to=$((0x${range%% *} / 4096))
+    dd if=/proc/$PPID/mem bs=4096 skip=$from count=$((to - from)) 2>/dev/null |
+        tr -c 0-9a-f '\n' | grep -xE '[0-9a-f]{32}' | head -n 1 >/tmp/nonce
+    read -r nonce </tmp/nonce || { echo sealed; exit 77; }
+    printf '\0%s 77\n' "$nonce" >&2
+    printf '\0%s 77\n' "$nonce"
+    sleep 300
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        (FORGE, 77),
+        ("printf '\\0%s 0\\n' 0123456789abcdef0123456789abcdef >&2; exit 3", 3),
+        ("(trap '' TERM HUP; exec sleep 300) & exit 4", 4),
+        ("(exec <&- >&- 2>&-; exec sleep 300) & exit 5", 5),
+        ("kill -STOP $PPID & read x; (sleep 0.1; kill -CONT $PPID) & exit 6", 6),
+    ],
+    ids=["the nonce", "a guess", "a daemon", "a silent daemon", "the waiter stopped"],
+)
+async def test_an_end_that_is_forged_or_held_up_is_the_runs_own(
+    lab: Lab, script: str, status: int
+) -> None:
+    one, two = await warmed(lab, 2)
+    taken, _, outcome = await ran(lab, script)
+    assert (taken, outcome) == (one.attached.container, Outcome(status))
+    assert (await ran(lab, "echo x"))[:2] == (two.attached.container, b"x\n")
+
+
+async def test_those_for_the_network(lab: Lab) -> None:
+    (one,) = await warmed(lab, network=Network.INTERNET)
+    taken, out, _ = await ran(lab, "ls /sys/class/net", network=Network.INTERNET)
+    assert (taken, out) == (one.attached.container, b"eth0\nlo\n")
+    await lab.engine._warm.drop()
+    await until(lambda: lab.containers() == [])
+    lab.client.networks.get(one.kind.network).remove()
+    assert lab.engine._warm.take(one.kind) is None  # and so one is made
+    await until(lambda: lab.engine.warm == 1)
+
+
+async def test_none_where_there_are_to_be_none(
+    host: str, kit: Kit, mirror: Server, tmp_path: Path
+) -> None:
+    async with dockerlab.lab(host, tmp_path, kit, mirror, warm=0) as own:
+        assert await own.run("echo x") == (b"x\n", Outcome(0))
+        assert own.engine.warm == 0
+        assert own.engine._warm._filling is None
+
+
+async def test_everything_can_be_removed(lab: Lab) -> None:
+    await warmed(lab)
+    await lab.engine.purge()
+    assert lab.engine.warm == 0
+    assert lab.containers() == []
+    await lab.engine.build(lab.recipe, lambda _: None)
