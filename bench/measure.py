@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import statistics
 import subprocess
@@ -84,6 +85,8 @@ class Contestant:
     settle: float = 0.05
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    source: Path | None = None
+    """What the client sends; None: nothing."""
     begun: float = 0.0
     """When the newest run began (perf_counter)."""
 
@@ -102,12 +105,11 @@ class Contestant:
         time.sleep(self.settle)
 
     def _once(self) -> float:
-        with tempfile.TemporaryFile() as words, deadline(PATIENCE):
+        source = self.source or Path(os.devnull)
+        with tempfile.TemporaryFile() as words, source.open("rb") as stdin, deadline(PATIENCE):
             stdout = subprocess.DEVNULL if self.expected is None else subprocess.PIPE
             self.begun = time.perf_counter()
-            process = subprocess.Popen(
-                self.line, stdin=subprocess.DEVNULL, stdout=stdout, stderr=words
-            )
+            process = subprocess.Popen(self.line, stdin=stdin, stdout=stdout, stderr=words)
             try:
                 out = process.stdout.read() if process.stdout else None
                 status = process.wait()

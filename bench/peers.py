@@ -137,6 +137,10 @@ def producers(size: int) -> dict[str, str]:
     }
 
 
+TAKER = "#!/bin/sh\nexec cat >/dev/null\n"
+"""A script that takes what it is sent."""
+
+
 def executable(path: Path, text: str) -> Path:
     path.write_text(text)
     path.chmod(0o755)

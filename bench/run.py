@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from bench import memory, ours, peers, report
 from bench.measure import BenchError, Client, Contestant, run
-from bench.report import OURS, SSHD, SSHD_BWRAP, SSHD_DOCKER, SSHD_OUR_KEX, Results
+from bench.report import OURS, SSHD, SSHD_BWRAP, SSHD_DOCKER, SSHD_OUR_KEX, TAKE, Results
 from tests.dockerd import NoDockerError
 from tests.kit import Kit, KitError, build
 
@@ -60,10 +60,11 @@ class Bench:
         peers.unpack(place, kit.base)
         hello = peers.executable(place / "hello", peers.SCRIPT)
         commands = {SSHD: str(hello), SSHD_BWRAP: peers.in_bwrap(place, hello)}
-        for producer, text in peers.producers(BULK_SIZE).items():
-            script = peers.executable(place / producer, text)
-            commands[f"{SSHD}: {producer}"] = str(script)
-            commands[f"{SSHD_BWRAP}: {producer}"] = peers.in_bwrap(place, script)
+        movers = {**peers.producers(BULK_SIZE), TAKE: peers.TAKER}
+        for mover, text in movers.items():
+            script = peers.executable(place / mover, text)
+            commands[f"{SSHD}: {mover}"] = str(script)
+            commands[f"{SSHD_BWRAP}: {mover}"] = peers.in_bwrap(place, script)
         if host:
             docker_run = peers.in_docker(place, kit.base, host, hello)
             commands[SSHD_DOCKER] = self._stack.enter_context(docker_run)
@@ -76,8 +77,8 @@ class Bench:
         self._look_at_idle("after its start")
         for server in self.servers.values():
             server.create("hello", peers.SCRIPT)
-            for producer, text in peers.producers(BULK_SIZE).items():
-                server.create(producer, text)
+            for mover, text in movers.items():
+                server.create(mover, text)
 
     def run(self) -> None:
         """Everybody's runs, a round after the other, each in an order of its own."""
@@ -96,17 +97,26 @@ class Bench:
                 contestant.measure()
         self._look_at_idle("after the runs")
 
-    def send_much(self) -> None:
+    def move_much(self, folder: Path) -> None:
+        """Out, and in."""
         server = self.servers["bubblewrap"]
-        for producer in peers.producers(BULK_SIZE):
-            self._send(OURS["bubblewrap"], server.client, producer)
-            self._send(SSHD, self.sshd[f"{SSHD}: {producer}"], producer)
+        source = folder / "much"
+        with source.open("wb") as file:
+            file.truncate(BULK_SIZE)
+        for mover in (*peers.producers(BULK_SIZE), TAKE):
+            sent = source if mover == TAKE else None
+            self._move(OURS["bubblewrap"], server.client, mover, source=sent)
+            self._move(SSHD, self.sshd[f"{SSHD}: {mover}"], mover, source=sent)
             if SSHD_BWRAP not in self.results.missing:
-                self._send(SSHD_BWRAP, self.sshd[f"{SSHD_BWRAP}: {producer}"], producer)
-        self._send(OURS["bubblewrap"], server.client, "dd", GCM)
-        self._send(SSHD, self.sshd[f"{SSHD}: dd"], "dd", GCM)
+                client = self.sshd[f"{SSHD_BWRAP}: {mover}"]
+                self._move(SSHD_BWRAP, client, mover, source=sent)
+        self._move(OURS["bubblewrap"], server.client, "dd", GCM)
+        self._move(SSHD, self.sshd[f"{SSHD}: dd"], "dd", GCM)
         with memory.growth(server.pid) as growth:
             for contestant in self.results.bulk:
+                if contestant.source is not None:
+                    contestant.warm_up(1)
+                    continue
                 counted = run(["sh", "-c", f"{shlex.join(contestant.line)} | wc -c"])
                 if int(counted) != BULK_SIZE:
                     raise BenchError(f"{contestant.name} sent {int(counted)} bytes")
@@ -115,14 +125,16 @@ class Bench:
                 for contestant in self.results.bulk:
                     contestant.measure()
         self.results.growth = growth.bytes
-        self._look_at_idle(f"after {BULK_SIZE >> 20} MiB out, several times")
+        self._look_at_idle(f"after {BULK_SIZE >> 20} MiB out and in, several times")
         for name, client in ((OURS["bubblewrap"], server.client), (SSHD, self.sshd[SSHD])):
             self.results.negotiated[name] = client.negotiated("hello")
 
-    def _send(self, name: str, client: Client, producer: str, cipher: str = "") -> None:
-        line = client.line(producer, options=[f"-c{cipher}"] if cipher else [])
-        label = f"{producer}, {cipher or report.DEFAULT_CIPHER}"
-        self.results.bulk.append(Contestant(name, label, line, None))
+    def _move(
+        self, name: str, client: Client, mover: str, cipher: str = "", source: Path | None = None
+    ) -> None:
+        line = client.line(mover, options=[f"-c{cipher}"] if cipher else [])
+        label = f"{mover}, {cipher or report.DEFAULT_CIPHER}"
+        self.results.bulk.append(Contestant(name, label, line, None, source=source))
 
     def _enter(self, name: str, client: Client, options: Sequence[str] = ()) -> None:
         """Lets a server take part with both kinds of connection; a peer that cannot is left out."""
@@ -183,7 +195,7 @@ def main() -> int:
             bench = Bench(stack, given.n)
             bench.start(place, kit)
             bench.run()
-            bench.send_much()
+            bench.move_much(place)
             report.finish(bench.results.machine)
     except (BenchError, KitError) as error:
         sys.stderr.write(f"\nbench: {error}\n")
