@@ -120,6 +120,12 @@ class Link(asyncssh.SSHServerConnection):
             self.proved(login)
         return True
 
+    async def reload_config(self) -> None:
+        """There is no configuration file in which this user could have settings of his own.
+
+        asyncssh makes all of them anew, in a thread, for each name that is claimed.
+        """
+
     # What a certificate, or a line of a keys file, takes away: asyncssh asks, and sees to it.
 
     def get_key_option(self, option: str, default: object = None) -> object:
