@@ -16,7 +16,7 @@ from cmdsvc.engine import Engine, EngineSettings
 from cmdsvc.errors import EngineError
 from cmdsvc.recipe import Recipe
 from tests.availability import unavailable
-from tests.contracts.engine_lab import CANARY, LIMITS, Lab, Progress, kit_sources, maker
+from tests.contracts.engine_lab import CANARY, LIMITS, WARM, Lab, Progress, kit_sources, maker
 
 if TYPE_CHECKING:
     from tests.kit import Kit, Server
@@ -64,6 +64,7 @@ async def lab(  # noqa: PLR0917 - fixtures are asked for by name
         sources=kit_sources(kit, mirror.url),
         limits=LIMITS,
         build_timeout=120.0,
+        warm=WARM,
     )
     make = maker(engine_name, docker_host)
     lab = Lab(

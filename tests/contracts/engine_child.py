@@ -15,7 +15,7 @@ from typing import Any
 
 from cmdsvc.engine import EngineSettings, Sources
 from cmdsvc.recipe import Recipe
-from tests.contracts.engine_lab import LIMITS, Lab, Progress, Transcript, maker
+from tests.contracts.engine_lab import LIMITS, WARM, Lab, Progress, Transcript, maker
 
 
 async def main(given: dict[str, Any]) -> None:
@@ -24,6 +24,7 @@ async def main(given: dict[str, Any]) -> None:
         instance=given["instance"],
         sources=Sources(bases={"alpine": given["base"]}),
         limits=LIMITS,
+        warm=WARM,
     )
     make = maker(given["engine"], given["docker_host"])
     recipe = Recipe("alpine", "", (), given["base"])

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.kit import Kit
 
 MB = 1 << 20
+WARM = 3
+"""Sandboxes at most that wait for runs: enough for most runs here to get one."""
 PATIENCE = 30.0
 """Seconds that a step may take on a busy machine; nothing waits for it to pass."""
 
