@@ -240,10 +240,10 @@ async def test_the_script_finds_nothing_of_the_hand_over(lab: Lab) -> None:
 
 
 FORGE = r"""
-    range=$(grep -m1 '\[heap\]' /proc/$PPID/maps)
-    from=$((0x${range%%-*} / 4096)); range=${range#*-}; to=$((0x${range%% *} / 4096))
-    dd if=/proc/$PPID/mem bs=4096 skip=$from count=$((to - from)) 2>/dev/null |
-        tr -c 0-9a-f '\n' | grep -xE '[0-9a-f]{32}' | head -n 1 >/tmp/nonce
+    grep ' rw-p ' /proc/$PPID/maps | while read -r range rest; do
+        from=$((0x${range%-*} / 4096)); to=$((0x${range#*-} / 4096))
+        dd if=/proc/$PPID/mem bs=4096 skip=$from count=$((to - from)) 2>/dev/null
+    done | tr -c 0-9a-f '\n' | grep -xE '[0-9a-f]{32}' | head -n 1 >/tmp/nonce
     read -r nonce </tmp/nonce || { echo sealed; exit 77; }
     printf '\0%s 77\n' "$nonce" >&2
     printf '\0%s 77\n' "$nonce"
