@@ -52,6 +52,7 @@ format: .venv/.test
 
 bench: .venv/.test
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.profile
 	$(BIN)/python -m bench.http
 	$(BIN)/python -m bench.deliveries --database sqlite
 	$(BIN)/python -m bench.throughput
