@@ -33,7 +33,9 @@ async def main(given: dict[str, Any]) -> None:
     await lab.engine.build(recipe, Progress())
     jobs = [await lab.engine.start(lab.invocation(given["script"], m)) for m in given["marks"]]
     for job in jobs:
-        await Transcript(job).until(b"ready\n")
+        transcript = Transcript(job)
+        for _ in range(given["lines"]):
+            await transcript.line()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     await lab.engine.aclose()

@@ -32,6 +32,7 @@ async def server(
         "instance": instance,
         "base": lab.settings.sources.bases["alpine"],
         "script": STUBBORN,
+        "lines": 4,
         "marks": marks,
     }
     process = await asyncio.create_subprocess_exec(
