@@ -18,6 +18,8 @@ import docker
 
 from cmdsvc.engine.docker.images import repository
 
+ATTEMPTS = 3
+"""Starts: one fails where another daemon makes its chains of the firewall anew at that moment."""
 START_TIMEOUT = 60
 """Seconds until a dockerd has to answer, and until it has to be gone."""
 
@@ -51,6 +53,15 @@ class Dockerd:
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
+        for attempt in range(1, ATTEMPTS + 1):
+            if self._start():
+                return
+            log = "".join(self._log)
+            if attempt == ATTEMPTS or "iptables failed" not in log:
+                raise NoDockerError(f"dockerd did not start:\n{log}")
+            self._log.clear()
+
+    def _start(self) -> bool:
         _remove(self.folder / "pid", self.folder / "exec" / "containerd" / "containerd.pid")
         self._process = subprocess.Popen(
             ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "exec",
@@ -62,7 +73,8 @@ class Dockerd:
         threading.Thread(target=self._read, args=(self._process, answers), daemon=True).start()
         if not answers.wait(START_TIMEOUT) or self._process.poll() is not None:
             self.crash()
-            raise NoDockerError("dockerd did not start:\n" + "".join(self._log))
+            return False
+        return True
 
     def stop(self) -> None:
         """Ends it and waits; its containers end with it."""

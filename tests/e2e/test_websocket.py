@@ -56,9 +56,9 @@ async def test_on_each_engine(service: Service, name: str):
         await ws.send(b"body\n")
         await talk.eof()
         assert await talk.end() == 1000
+    assert talk.exit == {"type": "exit", "exit_status": 3}
     assert talk.out == b"body\n"
     assert talk.err.startswith(b"err\n")
-    assert talk.exit == {"type": "exit", "exit_status": 3}
     async with opened(web, "stty size; cat", name, "tty&cols=100&rows=30") as ws:
         assert await ws.recv() == "30 100\r\n"
         await ws.send("\x04")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import Final
 
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.images import INSTANCE_LABEL, repository
 from cmdsvc.errors import EngineError
+
+_ATTEMPTS: Final = 3
+_PAUSE: Final = 0.2
+"""Seconds between them: the engine's rules are not there while somebody loads the firewall anew."""
 
 
 class Bridge:
@@ -51,6 +56,17 @@ class Bridge:
                 raise
 
     async def _create(self) -> None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                await self._ask_for_it()
+            except ApiError as error:
+                if attempt == _ATTEMPTS or "iptables failed" not in error.message:
+                    raise
+                await asyncio.sleep(_PAUSE)
+            else:
+                return
+
+    async def _ask_for_it(self) -> None:
         body = {
             "Name": self.name,
             "CheckDuplicate": True,
