@@ -128,7 +128,8 @@ def test_arguments_and_bodies_are_as_they_were_sent(behind: Behind):
     said = behind.client.post(path, content=data)
     digest = hashlib.sha256(data).hexdigest()
     assert said.text == f"[a/b][ ][../][c][d]{digest}  -\n"
-    assert behind.run("cat", method="POST", content=data).content == data
+    # nginx sends no more of a body whose reply has begun.
+    assert behind.run("cat >body; cat body", method="POST", content=data).content == data
 
 
 def test_output_comes_as_it_is_written_and_a_client_that_leaves_is_noticed(behind: Behind):
