@@ -1,49 +1,68 @@
-"""From the schema that is there to the one that this program knows, by Alembic, without a file of settings."""
+"""From the schema that is there to the one that this program knows.
+
+Alembic is needed where an older store is brought up, and imported only then: it is large.
+"""
 
 from __future__ import annotations
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import Connection, inspect
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    inspect,
+    select,
+)
 
 from cmdsvc.errors import InternalError
 from cmdsvc.store.kinds import Found
+from cmdsvc.store.schema import metadata
 
+HEAD = "0003"
+"""The last of `migrations`: what it leaves is what `schema` makes at once."""
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", "cmdsvc.store:migrations")
-    config.set_main_option("path_separator", "os")
-    return config
+_version = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""Alembic's own, where it looks up which schema there is."""
 
 
 def check(connection: Connection) -> Found:
     """What the database is, where `upgrade` can bring it up: else InternalError. It only reads."""
-    context = MigrationContext.configure(connection)
-    revision = context.get_current_revision()
-    if revision is None:
-        if inspect(connection).get_table_names():
-            raise InternalError(
-                "the database holds other tables than this program's",
-                "give the service a database of its own",
-            )
+    tables = inspect(connection).get_table_names()
+    if not tables:
         return Found.NOTHING
-    known = ScriptDirectory.from_config(_config())
-    try:
-        known.get_revision(revision)
-    except CommandError as error:
+    revision = _version.name in tables and connection.scalar(select(_version.c.version_num))
+    if not revision:
+        raise InternalError(
+            "the database holds other tables than this program's",
+            "give the service a database of its own",
+        )
+    if revision == HEAD:
+        return Found.CURRENT
+    from cmdsvc.store import migrations  # noqa: PLC0415
+
+    if not migrations.known(revision):
         raise InternalError(
             f"the store was written by a newer version of this program (schema {revision})",
             "install that version, or restore a backup made before it",
-        ) from error
-    return Found.CURRENT if revision == known.get_current_head() else Found.OLDER
+        )
+    return Found.OLDER
 
 
 def upgrade(connection: Connection) -> None:
-    """Within the transaction that `connection` is in."""
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    """Within the transaction that `connection` is in. Errors are those of `check`."""
+    found = check(connection)
+    if found is Found.NOTHING:
+        _version.create(connection)
+        metadata.create_all(connection)
+        connection.execute(_version.insert().values(version_num=HEAD))
+    elif found is Found.OLDER:
+        from cmdsvc.store import migrations  # noqa: PLC0415
+
+        migrations.run(connection)

@@ -330,5 +330,4 @@ async def _migrate(connection: AsyncConnection) -> None:
     await connection.execute(text(f"SET LOCAL lock_timeout = '{SURVEY_TIMEOUT:g}s'"))
     key = bindparam("key", _MIGRATION, BigInteger)
     await connection.execute(select(func.pg_advisory_xact_lock(key)))
-    await connection.run_sync(migrate.check)
     await connection.run_sync(migrate.upgrade)

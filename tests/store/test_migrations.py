@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
-from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.model import Outcome, Output, Reason, Schedule, State
-from cmdsvc.store import Notice, Taken, look, migrate, open_store
+from cmdsvc.store import Notice, Taken, look, migrations, open_store
 from cmdsvc.store.kinds import Found
 from tests.store.lab import (
     LATER,
@@ -63,14 +61,9 @@ async def make(url: str, revision: str, rows: str) -> None:
     if url.startswith("sqlite"):
         Path(url.partition(":///")[2]).parent.mkdir()
 
-    def upgrade(connection: Connection) -> None:
-        config = migrate._config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-
     engine = create_async_engine(url)
     async with engine.begin() as connection:
-        await connection.run_sync(upgrade)
+        await connection.run_sync(migrations.run, revision)
     await engine.dispose()
     bytes_ = "BLOB" if url.startswith("sqlite") else "BYTEA"
     await query(url, *rows.replace("BYTES", bytes_).split(";"))

@@ -1,14 +1,17 @@
 """Opening and closing, migrations, and what is refused."""
 
 import asyncio
+import json
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import Connection, MetaData, inspect
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.errors import CmdError, InternalError, UsageError
-from cmdsvc.store import Store, open_store
+from cmdsvc.store import Store, look, migrations, open_store
+from cmdsvc.store.kinds import Found
 from cmdsvc.store.schema import metadata
 from tests.store.lab import a_command, a_run, everything, query
 
@@ -50,9 +53,39 @@ async def test_opened_twice_at_once(url: str) -> None:
     await two.aclose()
 
 
-async def test_migrations_make_what_the_program_knows(url: str, store: Store) -> None:
+async def test_migrations_make_what_a_new_store_has(url: str, store: Store) -> None:
+    def shape(connection: Connection) -> dict[str, list[str]]:
+        """What the database tells of its tables; columns that were added later stand last."""
+        found = inspect(connection)
+        told = {
+            "columns": found.get_multi_columns(),
+            "primary keys": found.get_multi_pk_constraint(),
+            "foreign keys": found.get_multi_foreign_keys(),
+            "unique": found.get_multi_unique_constraints(),
+            "indexes": found.get_multi_indexes(),
+        }
+        return {
+            f"{part} of {table}": sorted(
+                # SQLite keeps a condition as it was spelled, with a column's name quoted or not.
+                json.dumps(one, sort_keys=True, default=lambda value: str(value).replace('"', ""))
+                for one in ([all_of_it] if isinstance(all_of_it, dict) else all_of_it)
+            )
+            for part, by_table in told.items()
+            for (_, table), all_of_it in by_table.items()
+        }
+
+    def both(connection: Connection) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        new = shape(connection)
+        there = MetaData()
+        there.reflect(connection)
+        there.drop_all(connection)
+        migrations.run(connection)
+        return new, shape(connection)
+
+    await store.aclose()
     engine = create_async_engine(url)
-    async with engine.connect() as connection:
+    async with engine.begin() as connection:
+        new, migrated = await connection.run_sync(both)
         differences = await connection.run_sync(
             lambda sync: compare_metadata(
                 MigrationContext.configure(
@@ -62,7 +95,9 @@ async def test_migrations_make_what_the_program_knows(url: str, store: Store) ->
             )
         )
     await engine.dispose()
+    assert migrated == new
     assert differences == []
+    assert await look(url) is Found.CURRENT
 
 
 async def test_a_newer_store_is_refused_untouched(url: str) -> None:
