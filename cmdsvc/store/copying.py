@@ -10,6 +10,7 @@ from sqlalchemy import URL, LargeBinary, Table, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from cmdsvc.store import migrate
+from cmdsvc.store.database import Connection
 from cmdsvc.store.newfile import new_file
 from cmdsvc.store.schema import metadata
 
@@ -36,7 +37,7 @@ async def copy_to_file(source: AsyncConnection, path: Path) -> None:
     await asyncio.to_thread(ending.close)
 
 
-async def copy(source: AsyncConnection, target: AsyncConnection) -> None:
+async def copy(source: AsyncConnection, target: Connection) -> None:
     """Between two of this program's schema, the second of them empty."""
     for table in metadata.sorted_tables:
         query = select(table).execution_options(yield_per=_rows(table))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Delete, Insert, SelectBase, Table, Update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import CursorResult, Delete, Dialect, Executable, Insert, SelectBase, Table, Update
 
 Statement = SelectBase | Insert | Update | Delete
+
+Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Answer = CursorResult[*tuple[Any, ...]]
 
 T = TypeVar("T")
 
@@ -38,6 +40,25 @@ async def finished(task: asyncio.Task[T]) -> T:
     return task.result()
 
 
+class Connection(Protocol):
+    """Within a transaction: SQLAlchemy's AsyncConnection is one."""
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    async def execute(
+        self, statement: Executable, parameters: Parameters | None = None
+    ) -> Answer: ...
+
+    async def scalar(
+        self, statement: Executable, parameters: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The first column of the first row, None where there is none."""
+        ...
+
+    async def exec_driver_sql(self, statement: str, parameters: Any = None) -> Answer: ...
+
+
 class Database(Protocol):
     """Made open; `aclose` is the last call.
 
@@ -59,7 +80,7 @@ class Database(Protocol):
         """One statement that changes something. A power failure may take the newest of them."""
         ...
 
-    async def transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """What `work` returns, committed; what it raises rolls back.
 
         Once begun it is brought to its end, whatever becomes of the caller. `work` may be called

@@ -28,10 +28,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from cmdsvc.errors import BusyError, CmdError, DataError, InternalError, UsageError
-from cmdsvc.store import migrate
+from cmdsvc.store import database, migrate
 from cmdsvc.store.copying import copy_to_file
 from cmdsvc.store.database import DanglingError, Statement, TakenError, finished
 from cmdsvc.store.kinds import Found
+from cmdsvc.store.schema import for_postgres
 
 SCHEME = "postgresql+asyncpg"
 
@@ -86,6 +87,8 @@ BY_INDEX = {
 
 T = TypeVar("T")
 
+for_postgres()
+
 
 class Postgres:
     """A `Database`: the driver's own pool for single statements, SQLAlchemy's for transactions.
@@ -139,10 +142,10 @@ class Postgres:
         # Waited for when cancelled too: what is done next finds it done.
         await self._finished(self._send(statement, parameters, STATEMENT_TIMEOUT))
 
-    async def transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def transact(self, work: Callable[[database.Connection], Awaitable[T]]) -> T:
         return await self._finished(self._transact(work))
 
-    async def _transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def _transact(self, work: Callable[[database.Connection], Awaitable[T]]) -> T:
         for attempt in range(1, ATTEMPTS + 1):
             self._check_open()
             with meaning():

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import URL, func, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.errors import ExistsError
 from cmdsvc.store.copying import copy
+from cmdsvc.store.database import Connection
 from cmdsvc.store.kinds import kind
 from cmdsvc.store.schema import metadata
 from cmdsvc.store.sql.part import entry, note
@@ -34,7 +35,7 @@ async def restore_store(backup: Path, url: str, finish: Callable[[], None]) -> N
         with meaning():
             async with source.connect() as connection:
 
-                async def work(into: AsyncConnection) -> None:
+                async def work(into: Connection) -> None:
                     await _check_empty(into)
                     await copy(connection, into)
                     if into.dialect.name == "postgresql":
@@ -49,7 +50,7 @@ async def restore_store(backup: Path, url: str, finish: Callable[[], None]) -> N
         await target.aclose()
 
 
-async def _check_empty(connection: AsyncConnection) -> None:
+async def _check_empty(connection: Connection) -> None:
     for table in metadata.sorted_tables:
         if await connection.scalar(select(func.count()).select_from(table)):
             raise ExistsError(
@@ -58,7 +59,7 @@ async def _check_empty(connection: AsyncConnection) -> None:
             )
 
 
-async def _count_on(connection: AsyncConnection) -> None:
+async def _count_on(connection: Connection) -> None:
     """The numbers that PostgreSQL gives by itself follow those that are there."""
     for table in metadata.sorted_tables:
         column = table.autoincrement_column

@@ -111,7 +111,15 @@ BY_ANOTHER = runs.c.owner != runs.c.user
 def _partial(
     name: str, condition: ColumnElement[bool], *columns: Column[Any], unique: bool = False
 ) -> None:
-    Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
+    Index(name, *columns, unique=unique, sqlite_where=condition)
+
+
+def for_postgres() -> None:
+    """To be called before the tables are used on PostgreSQL, whose dialect is loaded by it."""
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            options = index.dialect_options
+            options["postgresql"]["where"] = options["sqlite"]["where"]
 
 
 # Each index of `runs` costs every run a little. Most are of their owners: the two that are for

@@ -17,18 +17,21 @@ from sqlalchemy import (
     AsyncAdaptedQueuePool,
     Compiled,
     Connection,
+    Engine,
     Insert,
     SelectBase,
     Table,
+    create_engine,
     event,
 )
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util import greenlet_spawn
 
 from cmdsvc.errors import BusyError, DataError, InternalError, UsageError
-from cmdsvc.store import migrate
+from cmdsvc.store import database, migrate
+from cmdsvc.store.awaited import begun, connected
 from cmdsvc.store.database import DanglingError, Statement, TakenError, finished
 from cmdsvc.store.kinds import Found
 from cmdsvc.store.newfile import new_file
@@ -71,7 +74,7 @@ class Sqlite:
     def __init__(
         self,
         path: Path,
-        engine: AsyncEngine,
+        engine: Engine,
         direct: aiosqlite.Connection,
         opened: AsyncExitStack,
     ) -> None:
@@ -96,8 +99,8 @@ class Sqlite:
             await _check(path)
             async with AsyncExitStack() as opened:
                 engine = _engine(path)
-                opened.push_async_callback(engine.dispose)
-                async with engine.begin() as connection:
+                opened.push_async_callback(greenlet_spawn, engine.dispose)
+                async with begun(engine) as connection:
                     await connection.run_sync(migrate.upgrade)
                 direct = await _driver(opened, engine)
                 await direct.execute_fetchall("PRAGMA synchronous = NORMAL")
@@ -125,7 +128,7 @@ class Sqlite:
         async with self._writing:
             await self._send(self._direct, statement, parameters)
 
-    async def transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def transact(self, work: Callable[[database.Connection], Awaitable[T]]) -> T:
         # Cancelled between two of its statements, SQLAlchemy can leave a transaction open, and with
         # it the store locked.
         await self._writing.acquire()
@@ -133,10 +136,10 @@ class Sqlite:
         self._transaction.add_done_callback(lambda _: self._writing.release())
         return await asyncio.shield(self._transaction)
 
-    async def _transact(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def _transact(self, work: Callable[[database.Connection], Awaitable[T]]) -> T:
         self._check_open()
         with meaning():
-            async with self._engine.begin() as connection:
+            async with begun(self._engine) as connection:
                 return await work(connection)
 
     def upsert(self, table: Table) -> Insert:
@@ -224,15 +227,15 @@ def _prepare(path: Path) -> None:
 async def _check(path: Path) -> Found:
     # Read-only: opened otherwise, even a store that is refused would have its log written back.
     query = {"mode": "ro", "uri": "true"}
-    engine = create_async_engine(
+    engine = create_engine(
         URL.create(SCHEME, database=f"file:{quote(str(path))}", query=query),
         connect_args={"timeout": BUSY_TIMEOUT},
     )
     try:
-        async with engine.connect() as connection:
+        async with connected(engine) as connection:
             return await connection.run_sync(migrate.check)
     finally:
-        await engine.dispose()
+        await greenlet_spawn(engine.dispose)
 
 
 def _copy(path: Path, target: Path) -> None:
@@ -240,10 +243,10 @@ def _copy(path: Path, target: Path) -> None:
         connection.execute("VACUUM INTO ?", (str(fresh),))
 
 
-def _engine(path: Path) -> AsyncEngine:
+def _engine(path: Path) -> Engine:
     # No isolation level is the driver's autocommit: BEGIN is sent here, so that it takes the right
     # to write at once, and so that changes of the schema are within it too.
-    engine = create_async_engine(
+    engine = create_engine(
         URL.create(SCHEME, database=str(path)),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=3,
@@ -252,22 +255,21 @@ def _engine(path: Path) -> AsyncEngine:
         connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None},
     )
 
-    @event.listens_for(engine.sync_engine, "connect")
+    @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: object) -> None:
         cursor = connection.cursor()
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
 
-async def _driver(opened: AsyncExitStack, engine: AsyncEngine) -> aiosqlite.Connection:
+async def _driver(opened: AsyncExitStack, engine: Engine) -> aiosqlite.Connection:
     """The driver's own connection, held until `opened` is closed."""
-    held = await opened.enter_async_context(engine.connect())
-    raw = await held.get_raw_connection()
-    return cast("aiosqlite.Connection", raw.driver_connection)
+    held = await opened.enter_async_context(connected(engine))
+    return cast("aiosqlite.Connection", held.driver)

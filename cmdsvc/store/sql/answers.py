@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import BusyError
 from cmdsvc.model import Answer
-from cmdsvc.store.database import TakenError
+from cmdsvc.store.database import Connection, TakenError
 from cmdsvc.store.schema import answers
 from cmdsvc.store.sql.part import Part, number
 
@@ -59,7 +58,7 @@ class Answers(Part):
             **_end(answer),
         }
 
-        async def work(connection: AsyncConnection) -> Answer | None:
+        async def work(connection: Connection) -> Answer | None:
             await connection.execute(_FORGET, {**which, "since": number(since)})
             found = (await connection.execute(ANSWER, which)).one_or_none()
             if found is not None:
@@ -77,13 +76,13 @@ class Answers(Part):
     async def end_answer(self, caller: str, key: str, answer: Answer) -> None:
         values = {**_which(caller, key), "of_run": answer.run, **_end(answer)}
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             await connection.execute(_END, values)
 
         await self._database.transact(work)
 
     async def drop_answer(self, caller: str, key: str) -> None:
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             await connection.execute(_DROP, _which(caller, key))
 
         await self._database.transact(work)
@@ -96,7 +95,7 @@ class Answers(Part):
         return gone
 
 
-async def _remove(before: int, connection: AsyncConnection) -> int:
+async def _remove(before: int, connection: Connection) -> int:
     found = [tuple(row) for row in await connection.execute(OLD, {"before": before})]
     each = ((answers.c.caller == caller) & (answers.c.key == key) for caller, key in found)
     await connection.execute(delete(answers).where(or_(False, *each)))

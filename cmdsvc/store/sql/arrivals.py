@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any, cast
 
 from sqlalchemy import bindparam, insert, select, tuple_, union_all, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import BusyError, CmdError, DataError, InternalError, NotFoundError
 from cmdsvc.model import State
 from cmdsvc.store import Arrival, Taken
-from cmdsvc.store.database import DanglingError, Database, TakenError
+from cmdsvc.store.database import Connection, DanglingError, Database, TakenError
 from cmdsvc.store.schema import commands, deliveries, hooks
 from cmdsvc.store.sql.part import Part, number
 
@@ -120,7 +119,7 @@ class Arrivals(Part):
                 one.result.set_result(result)
 
 
-async def store(batch: Sequence[Wanted], connection: AsyncConnection) -> list[Result]:
+async def store(batch: Sequence[Wanted], connection: Connection) -> list[Result]:
     """What became of each: all within the transaction, the commands held until its end."""
     arrivals = [one.arrival for one in batch]
     names = sorted({_names(arrival) for arrival in arrivals})
@@ -203,7 +202,7 @@ def _since(arrival: Arrival) -> int:
 
 
 async def _ordered(
-    connection: AsyncConnection, hook_ids: Sequence[int], command_ids: Collection[int]
+    connection: Connection, hook_ids: Sequence[int], command_ids: Collection[int]
 ) -> dict[int, bool]:
     """The hooks that are there, and whether their order is kept."""
     if not hook_ids:
@@ -215,7 +214,7 @@ async def _ordered(
 
 
 async def _seen(
-    connection: AsyncConnection,
+    connection: Connection,
     arrivals: Sequence[Arrival],
     command_ids: dict[tuple[str, str], int],
 ) -> dict[bytes, tuple[int, str]]:
@@ -231,7 +230,7 @@ async def _seen(
     return {bytes(key): (at, id_) for key, at, id_ in sorted(map(tuple, rows))}
 
 
-async def _lines(connection: AsyncConnection, hook_ids: Sequence[int]) -> set[int]:
+async def _lines(connection: Connection, hook_ids: Sequence[int]) -> set[int]:
     """Those ordered hooks of which one has not ended."""
     if not hook_ids:
         return set()

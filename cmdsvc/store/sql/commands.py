@@ -18,12 +18,11 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import ExistsError, ForbiddenError, NotFoundError
 from cmdsvc.model import PUBLIC, Command, Entry, Version, VersionInfo
 from cmdsvc.store import Listing
-from cmdsvc.store.database import DanglingError, TakenError
+from cmdsvc.store.database import Connection, DanglingError, TakenError
 from cmdsvc.store.schema import commands, env, grants, versions
 from cmdsvc.store.sql.part import Part, entry, moment, note, number
 
@@ -134,7 +133,7 @@ class Commands(Part):
             "updated_at": number(created_at),
         }
 
-        async def work(connection: AsyncConnection) -> Command:
+        async def work(connection: Connection) -> Command:
             await connection.execute(insert(commands), row)
             await _append(connection, command, schedule)
             await note(connection, Entry(created_at, author, "create", command.full_name))
@@ -165,7 +164,7 @@ class Commands(Part):
         version = Version(1, source, author, created_at.astimezone(UTC), digest)
         command = Command(owner, name, description, version)
 
-        async def work(connection: AsyncConnection) -> Command:
+        async def work(connection: Connection) -> Command:
             given = await _append(connection, command, schedule)
             line = Entry(created_at, author, "edit", command.full_name, f"version {given}")
             await note(connection, line)
@@ -213,7 +212,7 @@ class Commands(Part):
         ]
 
     async def set_current(self, owner: str, name: str, number: int, *, by: str) -> Command:
-        async def work(connection: AsyncConnection) -> Command:
+        async def work(connection: Connection) -> Command:
             command_id, current = await hold(connection, owner, name)
             if number != current:
                 await _make_current(connection, command_id, number, f"{owner}/{name}")
@@ -224,7 +223,7 @@ class Commands(Part):
         return await self._database.transact(work)
 
     async def delete(self, owner: str, name: str, *, by: str) -> bool:
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Connection) -> bool:
             key = {"of_owner": owner, "of_name": name}
             if not (await connection.execute(_DELETE, key)).rowcount:
                 return False
@@ -241,7 +240,7 @@ class Commands(Part):
         return {row[0]: row[1] for row in await self._database.survey(DIGESTS, {})}
 
 
-async def hold(connection: AsyncConnection, owner: str, name: str) -> tuple[int, int]:
+async def hold(connection: Connection, owner: str, name: str) -> tuple[int, int]:
     """The command's id and its current version; nobody else changes it until the commit.
 
     NotFoundError where it is gone.
@@ -257,7 +256,7 @@ def _gone(owner: str, name: str) -> NotFoundError:
     return NotFoundError(f"there is no command {owner}/{name}", "make it with :create")
 
 
-async def _append(connection: AsyncConnection, command: Command, schedule: str | None) -> int:
+async def _append(connection: Connection, command: Command, schedule: str | None) -> int:
     """Stores `command`'s version as its next one, whatever its number says; returns the number."""
     key = {"of_owner": command.owner, "of_name": command.name}
     updated_at = number(command.version.created_at)
@@ -282,7 +281,7 @@ async def _append(connection: AsyncConnection, command: Command, schedule: str |
 
 
 async def _make_current(
-    connection: AsyncConnection, command_id: int, wanted: int, full_name: str
+    connection: Connection, command_id: int, wanted: int, full_name: str
 ) -> None:
     key: Mapping[str, Any] = {"of_id": command_id, "of_number": wanted}
     known = 0 < wanted <= _MAX_NUMBER and (await connection.execute(_IS_NUMBER, key)).all()
@@ -292,7 +291,7 @@ async def _make_current(
     await connection.execute(_SET_CURRENT, values)
 
 
-async def _found(connection: AsyncConnection, owner: str, name: str) -> Command:
+async def _found(connection: Connection, owner: str, name: str) -> Command:
     rows = await connection.execute(FIND, {"of_owner": owner, "of_name": name})
     command = _command(owner, name, rows)
     if command is None:

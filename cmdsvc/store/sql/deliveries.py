@@ -21,10 +21,10 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.model import Delivery, State
 from cmdsvc.store import Backlog
+from cmdsvc.store.database import Connection
 from cmdsvc.store.schema import NOT_DONE, commands, deliveries, hooks
 from cmdsvc.store.sql.arrivals import Arrivals
 from cmdsvc.store.sql.commands import IS_COMMAND, hold
@@ -183,7 +183,7 @@ class Deliveries(Arrivals):
             theirs = select(commands.c.id).where(commands.c.owner.in_(sorted(apart)))
             due = DUE.where(deliveries.c.command_id.not_in(theirs))
 
-        async def work(connection: AsyncConnection) -> list[Delivery]:
+        async def work(connection: Connection) -> list[Delivery]:
             rows = (await connection.execute(due, wanted)).all()
             taken = [
                 {"of_number": row[3], "until": number(until), "of_server": self._server}
@@ -233,7 +233,7 @@ class Deliveries(Arrivals):
         if not ended:
             return bool(await self._changed(_END, values))
 
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Connection) -> bool:
             # The command first: those that add to a line, or go on in it, come one by one.
             place = (await connection.execute(_PLACE, {"of_delivery": delivery_id})).one_or_none()
             if place is None:
@@ -255,7 +255,7 @@ class Deliveries(Arrivals):
     async def _changed(self, statement: Update, values: Any) -> int:
         """How many rows."""
 
-        async def work(connection: AsyncConnection) -> int:
+        async def work(connection: Connection) -> int:
             return (await connection.execute(statement, values)).rowcount
 
         return await self._database.transact(work)
@@ -278,7 +278,7 @@ class Deliveries(Arrivals):
     async def replay(
         self, owner: str, name: str, *, delivery: str | None, now: datetime, by: str
     ) -> int:
-        async def work(connection: AsyncConnection) -> int:
+        async def work(connection: Connection) -> int:
             command_id, _ = await hold(connection, owner, name)
             key: dict[str, Any] = {"of_id": command_id}
             if delivery is None:
@@ -324,7 +324,7 @@ class Deliveries(Arrivals):
         return gone
 
 
-async def _remove(before: int, connection: AsyncConnection) -> int:
+async def _remove(before: int, connection: Connection) -> int:
     """Some that ended before a moment; how many."""
     found = (await connection.execute(OLD, {"before": before})).scalars().all()
     await connection.execute(delete(deliveries).where(deliveries.c.number.in_(found)))

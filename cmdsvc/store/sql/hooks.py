@@ -8,11 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import ExistsError, NotFoundError
 from cmdsvc.model import Hook, State
-from cmdsvc.store.database import TakenError
+from cmdsvc.store.database import Connection, TakenError
 from cmdsvc.store.schema import NOT_DONE, commands, deliveries, hooks
 from cmdsvc.store.sql.commands import IS_COMMAND, hold
 from cmdsvc.store.sql.part import Part, entry, maybe, moment, note, number
@@ -67,7 +66,7 @@ class Hooks(Part):
     async def add_hook(self, hook: Hook, *, by: str) -> Hook:
         owner, _, name = hook.command.partition("/")
 
-        async def work(connection: AsyncConnection) -> Hook:
+        async def work(connection: Connection) -> Hook:
             command_id, _ = await hold(connection, owner, name)
             row = {
                 "command_id": command_id,
@@ -106,7 +105,7 @@ class Hooks(Part):
     async def rotate_hook(self, hook: Hook, secret: bytes, at: datetime, *, by: str) -> Hook:
         key = {"of_id": hook.id}
 
-        async def work(connection: AsyncConnection) -> Hook:
+        async def work(connection: Connection) -> Hook:
             values = {**key, "fresh": secret, "at": number(at)}
             if not (await connection.execute(_ROTATE, values)).rowcount:
                 raise NotFoundError(f"{hook.command} has no hook {hook.name}", "see :hooks")
@@ -116,7 +115,7 @@ class Hooks(Part):
         return await self._database.transact(work)
 
     async def remove_hook(self, owner: str, name: str, hook: str, *, by: str) -> bool:
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Connection) -> bool:
             command_id, _ = await hold(connection, owner, name)
             found = await connection.scalar(_OF_COMMAND, {"of_id": command_id, "of_hook": hook})
             if found is None:

@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 from functools import partial
 
 from sqlalchemy import bindparam, delete, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.model import Output
-from cmdsvc.store.database import DanglingError, Database
+from cmdsvc.store.database import Connection, DanglingError, Database
 from cmdsvc.store.schema import outputs, runs
 from cmdsvc.store.sql.part import Part, number
 
@@ -92,7 +91,7 @@ class Outputs(Part):
         return count, size + max(0, kept - size - bytes_kept)
 
 
-async def _remove_runs(before: int, connection: AsyncConnection) -> tuple[int, int]:
+async def _remove_runs(before: int, connection: Connection) -> tuple[int, int]:
     """Some that ended before a moment: how many, and how many bytes of output went with them."""
     found = (await connection.execute(OLD_RUNS, {"before": before})).scalars().all()
     theirs = KEPT.where(outputs.c.run_id.in_(found))
@@ -101,7 +100,7 @@ async def _remove_runs(before: int, connection: AsyncConnection) -> tuple[int, i
     return len(found), int(size or 0)
 
 
-async def _remove_outputs(excess: int, connection: AsyncConnection) -> tuple[int, int]:
+async def _remove_outputs(excess: int, connection: Connection) -> tuple[int, int]:
     """The oldest, until `excess` bytes are gone, but only some: how many, and how many bytes."""
     found: list[str] = []
     freed = 0

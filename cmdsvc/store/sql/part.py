@@ -9,10 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.model import Entry
-from cmdsvc.store.database import Database
+from cmdsvc.store.database import Connection, Database
 from cmdsvc.store.schema import entries
 
 MAX_ROWS = 1000
@@ -32,7 +31,7 @@ class Part:
         self._known: set[str] = set()
         """Users that are there, as far as this server knows."""
 
-    async def _step(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def _step(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """One transaction, and twice as long a rest: meanwhile runs are begun."""
         begun = time.monotonic()
         done = await self._database.transact(work)
@@ -61,7 +60,7 @@ def entry(by: str, action: str, subject: str, detail: str = "") -> Entry:
     return Entry(datetime.now(UTC), by, action, subject, detail)
 
 
-async def note(connection: AsyncConnection, *lines: Entry) -> None:
+async def note(connection: Connection, *lines: Entry) -> None:
     """Adds to the record, within the change that it tells of."""
     for line in lines:
         row = {

@@ -18,11 +18,10 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import InternalError
 from cmdsvc.model import Door, Outcome, Reason, Run
-from cmdsvc.store.database import TakenError
+from cmdsvc.store.database import Connection, TakenError
 from cmdsvc.store.schema import BY_ANOTHER, commands, grants, runs
 from cmdsvc.store.sql import answers
 from cmdsvc.store.sql.commands import ADMIN, IS_COMMAND
@@ -141,7 +140,7 @@ class Runs(Part):
     async def mark_lost(self, now: datetime) -> int:
         values = {"of_server": self._server, **_end(now, LOST)}
 
-        async def work(connection: AsyncConnection) -> int:
+        async def work(connection: Connection) -> int:
             await connection.execute(answers.END_ALL, {"of_server": self._server})
             return (await connection.execute(END_ALL, values)).rowcount
 
@@ -184,7 +183,7 @@ class Runs(Part):
         return bool(await self._database.read(ADMINISTERS, key))
 
 
-async def all_lost(connection: AsyncConnection) -> None:
+async def all_lost(connection: Connection) -> None:
     """Ends, as lost, every run that has no end, whatever server it was of."""
     await connection.execute(END_EVERY, _end(datetime.now(UTC), LOST))
 

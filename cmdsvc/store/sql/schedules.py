@@ -16,12 +16,11 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import NotFoundError
 from cmdsvc.model import Schedule, State
 from cmdsvc.store import Arrival, Taken, Ticked
-from cmdsvc.store.database import Database
+from cmdsvc.store.database import Connection, Database
 from cmdsvc.store.schema import NOT_DONE, commands, deliveries, schedules, ticks, versions
 from cmdsvc.store.sql.arrivals import Wanted, store
 from cmdsvc.store.sql.commands import CURRENT_OF, IS_COMMAND, hold
@@ -94,7 +93,7 @@ class Schedules(Part):
     async def set_schedule(self, schedule: Schedule, *, by: str) -> None:
         owner, _, name = schedule.command.partition("/")
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             command_id, _ = await hold(connection, owner, name)
             row = {
                 "command_id": command_id,
@@ -110,7 +109,7 @@ class Schedules(Part):
         await self._database.transact(work)
 
     async def remove_schedule(self, owner: str, name: str, *, by: str) -> bool:
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Connection) -> bool:
             command_id, _ = await hold(connection, owner, name)
             if not (await connection.execute(_REMOVE, {"of_id": command_id})).rowcount:
                 return False
@@ -127,7 +126,7 @@ class Schedules(Part):
     ) -> Ticked:
         owner, _, name = schedule.command.partition("/")
 
-        async def work(connection: AsyncConnection) -> Ticked:
+        async def work(connection: Connection) -> Ticked:
             command_id, _ = await hold(connection, owner, name)
             key = {"of_owner": owner, "of_name": name}
             row = (await connection.execute(SCHEDULE, key)).one_or_none()
@@ -150,7 +149,7 @@ class Schedules(Part):
 
 
 async def _dealt_with(
-    connection: AsyncConnection,
+    connection: Connection,
     command_id: int,
     schedule: Schedule,
     arrival: Arrival | None,

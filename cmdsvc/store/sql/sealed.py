@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from sqlalchemy import Column, Select, Table, Update, bindparam, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.store import Place, Reseal
+from cmdsvc.store.database import Connection
 from cmdsvc.store.schema import commands, env, hooks
 from cmdsvc.store.sql.commands import IS_COMMAND
 from cmdsvc.store.sql.part import Part
@@ -58,13 +58,13 @@ class Sealed(Part):
                     yield (source.kind, owner, command, name), bytes(value)
 
     async def reseal(self, values: Sequence[tuple[Place, bytes, bytes]]) -> int:
-        async def work(connection: AsyncConnection) -> int:
+        async def work(connection: Connection) -> int:
             return sum([await _replace(connection, *each) for each in values])
 
         return await self._database.transact(work)
 
 
-async def reseal_all(connection: AsyncConnection, owner: str, reseal: Reseal) -> None:
+async def reseal_all(connection: Connection, owner: str, reseal: Reseal) -> None:
     """What an owner's commands have, as `reseal` makes it."""
     for source in _SOURCES:
         rows = (await connection.execute(source.of_owner, {"of_owner": owner})).all()
@@ -73,7 +73,7 @@ async def reseal_all(connection: AsyncConnection, owner: str, reseal: Reseal) ->
             await _replace(connection, place, bytes(value), reseal(place, bytes(value)))
 
 
-async def _replace(connection: AsyncConnection, place: Place, old: bytes, new: bytes) -> int:
+async def _replace(connection: Connection, place: Place, old: bytes, new: bytes) -> int:
     """How many were."""
     kind, owner, command, name = place
     key = {"of_owner": owner, "of_name": command, "of_variable": name, "old": old, "new": new}

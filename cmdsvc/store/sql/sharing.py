@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import BindParameter, bindparam, delete, insert, select, union
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import NotFoundError
 from cmdsvc.model import PUBLIC, TOKEN_PREFIX
 from cmdsvc.store import Listing
+from cmdsvc.store.database import Connection
 from cmdsvc.store.schema import TO_EVERYONE, commands, env, grants, tokens, users, versions
 from cmdsvc.store.sql.commands import ACCESS, ADMIN, CURRENT_OF, SUBJECT, hold
 from cmdsvc.store.sql.part import Part, entry, moment, note
@@ -70,7 +70,7 @@ class Sharing(Part):
     ) -> None:
         words = "" if role == ACCESS else "admin-"
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             command_id, _ = await hold(connection, owner, name)
             key = {"of_id": command_id, "of_role": role}
             await _check_known(connection, grant, role)
@@ -106,7 +106,7 @@ class Sharing(Part):
     ) -> None:
         upsert = self._database.upsert(env)
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             command_id, _ = await hold(connection, owner, name)
             for variable, value in put.items():
                 row = {"command_id": command_id, "name": variable, "value": value}
@@ -134,7 +134,7 @@ def _row(command_id: int, role: str, subject: str) -> dict[str, Any]:
     }
 
 
-async def _check_known(connection: AsyncConnection, subjects: set[str], role: str) -> None:
+async def _check_known(connection: Connection, subjects: set[str], role: str) -> None:
     """NotFoundError for one that nothing can be granted to; held until the commit."""
     wanted_tokens = {one for one in subjects if one.startswith(TOKEN_PREFIX)}
     wanted_users = subjects - wanted_tokens - {PUBLIC}

@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import ExistsError, ForbiddenError
 from cmdsvc.model import Token
-from cmdsvc.store.database import DanglingError, TakenError
+from cmdsvc.store.database import Connection, DanglingError, TakenError
 from cmdsvc.store.schema import tokens
 from cmdsvc.store.sql.part import Part, entry, moment, note, number
 
@@ -41,7 +40,7 @@ class Tokens(Part):
             "digest": digest,
         }
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             await connection.execute(insert(tokens), row)
             await note(connection, entry(by, "token", token.id, token.description))
 
@@ -65,7 +64,7 @@ class Tokens(Part):
         await self._database.record(USED, {"of_token": id_, "last_used_at": number(at)})
 
     async def remove_token(self, id_: str, *, by: str) -> bool:
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Connection) -> bool:
             if not (await connection.execute(_REMOVE, {"of_token": id_})).rowcount:
                 return False
             await note(connection, entry(by, "token-rm", id_))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Select, Table, bindparam, delete, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.model import Entry
 from cmdsvc.store import Notice
+from cmdsvc.store.database import Connection
 from cmdsvc.store.schema import (
     commands,
     deliveries,
@@ -52,7 +52,7 @@ _USAGE = select(*(query.scalar_subquery().label(name) for name, query in USAGE.i
 
 class Upkeep(Part):
     async def record(self, entry: Entry) -> None:
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             await note(connection, entry)
 
         await self._database.transact(work)
@@ -72,7 +72,7 @@ class Upkeep(Part):
     async def set_notice(self, notice: Notice | None, *, by: str) -> None:
         upsert = self._database.upsert(notices)
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             if notice is None:
                 if not (await connection.execute(delete(notices))).rowcount:
                     return

@@ -5,11 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 
 from sqlalchemy import String, bindparam, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cmdsvc.errors import ExistsError
 from cmdsvc.store import Reseal
-from cmdsvc.store.database import TakenError
+from cmdsvc.store.database import Connection, TakenError
 from cmdsvc.store.schema import BY_ANOTHER, commands, runs, users, versions
 from cmdsvc.store.sql.part import Part, entry, note
 from cmdsvc.store.sql.sealed import reseal_all
@@ -42,7 +41,7 @@ class Users(Part):
         if name in self._known:
             return
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Connection) -> None:
             await connection.execute(insert(users), {"name": name})
 
         with suppress(TakenError):
@@ -59,7 +58,7 @@ class Users(Part):
     ) -> bool:
         names = {"old": old, "new": new}
 
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Connection) -> bool:
             # What refers to a user's name follows by itself.
             if not (await connection.execute(_RENAME, names)).rowcount:
                 return False
@@ -79,7 +78,7 @@ class Users(Part):
     async def remove_user(self, name: str, *, by: str) -> bool:
         key = {"old": name}
 
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Connection) -> bool:
             # Held first, so that nobody makes him another command meanwhile.
             if (await connection.execute(_HOLD, key)).one_or_none() is None:
                 return False
