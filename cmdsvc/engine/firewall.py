@@ -181,7 +181,7 @@ def find_tool(name: str, package: str) -> str:
     return found
 
 
-def run_tool(argv: Sequence[str], text: str = "", *, pass_fds: Sequence[int] = ()) -> str:
+def run_tool(argv: Sequence[str], text: str = "") -> str:
     """What the program prints. EngineError with its first words if it fails or takes too long."""
     name = Path(argv[0]).name
     try:
@@ -191,7 +191,6 @@ def run_tool(argv: Sequence[str], text: str = "", *, pass_fds: Sequence[int] = (
             capture_output=True,
             check=False,
             timeout=TOOL_TIMEOUT,
-            pass_fds=pass_fds,
             env={"PATH": SYSTEM_PATH, "LC_ALL": "C"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
