@@ -164,10 +164,7 @@ def needed(point: str, place: str) -> bool:
 
 def prepare(config: Config, request: dict[str, Any], parent: int) -> None:
     """What takes time and can be done before anybody asks for a run."""
-    # What the server's own parent may have had ignored or blocked is not for programs.
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     write("/proc/self/oom_score_adj", OOM_SCORE)
     group = request["group"]
     for folder, values in zip(config.cgroups, request["values"], strict=True):
@@ -255,6 +252,11 @@ class Spawner:
         self.groups: dict[int, str] = {}
 
     def run(self) -> None:
+        # What the server's own parent may have had ignored or blocked is not for programs. Stubs
+        # inherit it, but for what this process ignores itself.
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
