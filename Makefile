@@ -54,6 +54,8 @@ bench: .venv/.test
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.http
 	$(BIN)/python -m bench.deliveries --database sqlite
+	$(BIN)/python -m bench.throughput
+	$(BIN)/python -m bench.scale
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 300, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 42
+LEFT, RIGHT, TOP, BOTTOM = 46, 24, 34, 42
 LEGEND = 26
 COLOURS = ("#3b82f6", "#f97316", "#10b981")
 # Where a page cannot say that it is dark, this grey is told from either.
@@ -52,7 +52,7 @@ def svg(rows: Sequence[Sequence[Chart]]) -> str:
             parts += _chart(chart)
             parts.append("</g>")
         for number, (name, _) in enumerate(charts[0].lines):
-            x = LEFT + number * 110
+            x = LEFT + number * 130
             parts.append(
                 f'<path class="line" stroke="{COLOURS[number]}" d="M{x} {y + HEIGHT}h22"/>'
                 f'<text x="{x + 28}" y="{y + HEIGHT + 4}">{escape(name)}</text>'

@@ -29,7 +29,7 @@ from tests.kit import KitError, build
 
 IDLE = (0, 100, 250, 500)
 RUNNING = (0, 25, 50, 100)
-STORED = (1, 1000, 5000, 10000)
+STORED = (1, 2500, 5000, 10000)
 OF_ONE_USER = 1000
 PER_CONNECTION = 10
 """Sessions that run on one connection."""
@@ -173,8 +173,8 @@ def drawn(every: Sequence[Series]) -> str:
                     "MB",
                     one.places,
                     [
-                        ("server", [held.rss / 1e6 for held in one.held]),
-                        ("with runs", [held.pss / 1e6 for held in one.held]),
+                        ("server (RSS)", [held.rss / 1e6 for held in one.held]),
+                        ("with all below (PSS)", [held.pss / 1e6 for held in one.held]),
                     ],
                 )
                 for one in every
