@@ -158,6 +158,14 @@ async def test_nothing_from_outside(namespace: Namespace, outside: int) -> None:
     assert answer == "ECONNREFUSED"
 
 
+async def test_a_cable_has_no_ipv6_at_either_end(namespace: Namespace) -> None:
+    host = netlab.output("ip", "-6", "-o", "address")
+    with netlab.inside(namespace.fd):
+        inside = netlab.output("ip", "-6", "-o", "address")
+    assert PREFIX not in host
+    assert "eth0" not in inside
+
+
 async def test_no_ipv6_even_where_somebody_configures_it(namespace: Namespace) -> None:
     assert (await netlab.probe(-1, ("tcp", INTERNET6, WEB + 6)))[0][0] == "fd99::2"
     assert (await netlab.probe(namespace.fd, ("tcp", INTERNET6, WEB + 6)))[0][0] == "ENETUNREACH"

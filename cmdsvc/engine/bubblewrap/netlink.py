@@ -69,12 +69,12 @@ class Netlink:
 
     def up(self, name: str, *, quiet: bool = False) -> None:
         """`quiet`: it gives itself no IPv6 address; for kernels that know IPv6."""
-        attributes = b""
-        if quiet:
+        index = socket.if_nametoindex(name)
+        if quiet:  # by a request of its own: within one the kernel brings it up first
             mode = _attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([GEN_MODE_NONE]))
-            attributes = _attribute(IFLA_AF_SPEC, _attribute(socket.AF_INET6, mode))
-        body = INTERFACE.pack(0, 0, socket.if_nametoindex(name), IFF_UP, IFF_UP)
-        self._ask(RTM_NEWLINK, 0, body, attributes)
+            families = _attribute(IFLA_AF_SPEC, _attribute(socket.AF_INET6, mode))
+            self._ask(RTM_NEWLINK, 0, INTERFACE.pack(0, 0, index, 0, 0), families)
+        self._ask(RTM_NEWLINK, 0, INTERFACE.pack(0, 0, index, IFF_UP, IFF_UP))
 
     def add_address(self, name: str, address: IPv4Address) -> None:
         body = struct.pack("=4BI", socket.AF_INET, 32, 0, 0, socket.if_nametoindex(name))
@@ -103,7 +103,7 @@ class Netlink:
         )
         self._ask(RTM_NEWROUTE, CREATE | EXCL, body, attributes)
 
-    def _ask(self, kind: int, flags: int, body: bytes, attributes: bytes) -> None:
+    def _ask(self, kind: int, flags: int, body: bytes, attributes: bytes = b"") -> None:
         """One request, which is done on return."""
         size = HEADER.size + len(body) + len(attributes)
         header = HEADER.pack(size, kind, REQUEST | ACK | flags, 0, 0)
