@@ -88,6 +88,7 @@ class Warm(Generic[K, M]):
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.wait([self._filling])
+            self._filling = None  # one that had not begun could not say so
         self._trim()
         while self._closing:
             await asyncio.wait(self._closing)

@@ -73,6 +73,7 @@ async def test_a_run_takes_the_one_that_waits_and_another_takes_its_place(
     assert other.stub.group != one.stub.group
     look = await run(engine, invocation(recipe, "ls -A /tmp /cmd"))
     assert look == (Outcome(0), b"/cmd:\n\n/tmp:\n")
+    assert not engine._jobs, "nothing is kept of a run that has ended"
 
 
 async def test_arguments_environment_script_and_limits_come_with_the_run(
@@ -228,6 +229,22 @@ async def test_what_cannot_be_made_is_not_tried_again_and_again() -> None:
     assert warm.take(kind) is None
     await until(lambda: warm._filling is None)
     assert tried == [kind]
+    await warm.aclose()
+
+
+async def test_one_dropped_before_it_began_to_fill_fills_again() -> None:
+    tried = []
+
+    async def fail(kind: Kind) -> Prepared:
+        tried.append(kind)
+        raise EngineError("no")
+
+    warm: Warm[Kind, Prepared] = Warm(fail, 4)
+    kind = Kind("layer", Network.NONE, disk=1, memory=0)
+    assert warm.take(kind) is None
+    await warm.drop()
+    assert warm.take(kind) is None
+    await until(lambda: tried == [kind])
     await warm.aclose()
 
 

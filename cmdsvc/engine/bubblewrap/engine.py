@@ -63,9 +63,8 @@ class BubblewrapEngine:
         self._run_users: int | None = None
         self._build_users: int | None = None
         self._builder: Builder | None = None
-        self._jobs: set[BubblewrapJob] = set()
-        self._runs: dict[str, tuple[BubblewrapJob, str]] = {}
-        """With the names of their control groups."""
+        self._jobs: dict[BubblewrapJob, str] = {}
+        """With the ids of their runs, "" of a build's."""
         self._mending = asyncio.Lock()
         self._warm: Warm[Kind, Prepared] = Warm(self._prepare_ahead, settings.warm)
 
@@ -242,18 +241,18 @@ class BubblewrapEngine:
             script=invocation.script,
             terminal=invocation.terminal,
         )
-        job = await self._warm_start(kind, task) if invocation.agent is None else None
+        run_id = invocation.run_id
+        job = await self._warm_start(kind, task, run_id) if invocation.agent is None else None
         if job is None:
             prepared = await self._prepare(kind, agent=invocation.agent is not None)
-            job = await self._begin(prepared, task, invocation.agent)
-        self._runs[invocation.run_id] = job, job.group
+            job = await self._begin(prepared, task, run_id, invocation.agent)
         return job
 
-    async def _warm_start(self, kind: Kind, task: Task) -> BubblewrapJob | None:
+    async def _warm_start(self, kind: Kind, task: Task, run_id: str) -> BubblewrapJob | None:
         """A run in a sandbox that was ready for it, None where there is none."""
         while (prepared := self._warm.take(kind)) is not None:
             try:
-                job = await self._begin(prepared, task)
+                job = await self._begin(prepared, task, run_id)
             except EngineError:
                 continue
             try:
@@ -318,7 +317,7 @@ class BubblewrapEngine:
         groups = self._cgroups
         if groups is None:
             return {}
-        running = {id_: group for id_, (job, group) in self._runs.items() if job in self._jobs}
+        running = {run_id: job.group for job, run_id in self._jobs.items() if run_id}
         return await asyncio.to_thread(
             lambda: {run_id: groups.usage(group) for run_id, group in running.items()}
         )
@@ -371,13 +370,13 @@ class BubblewrapEngine:
         return await self._begin(prepared, task)
 
     async def _begin(
-        self, prepared: Prepared, task: Task, agent: Agent | None = None
+        self, prepared: Prepared, task: Task, run_id: str = "", agent: Agent | None = None
     ) -> BubblewrapJob:
         """Gives a sandbox its task. What fails leaves nothing; the job takes over all the rest."""
 
         async def end(dead: bool) -> None:
             """With all processes dead, what remains is the kernel's work, some milliseconds."""
-            self._jobs.discard(job)
+            self._jobs.pop(job, None)
             if dead:
                 prepared.stubs.background(tear_down())
             else:
@@ -406,7 +405,7 @@ class BubblewrapEngine:
             release=end,
             agent=agent,
         )
-        self._jobs.add(job)
+        self._jobs[job] = run_id
         return job
 
     async def _alive(self) -> Stubs:
