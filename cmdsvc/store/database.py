@@ -41,11 +41,15 @@ async def finished(task: asyncio.Task[T]) -> T:
 class Database(Protocol):
     """Made open; `aclose` is the last call.
 
-    Statements given to `read`, `survey` and `record` are constants of the program: each is compiled
+    Statements given to `find`, `read`, `survey` and `record` are constants of the program: each is compiled
     once and kept.
 
     Errors are the service's own, and Taken- and DanglingError where something is written.
     """
+
+    async def find(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
+        """The few rows of one thing, found by its key. Every run waits for it."""
+        ...
 
     async def read(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
         """All rows of what is found by an index. Runs wait for it."""

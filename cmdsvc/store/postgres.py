@@ -32,6 +32,7 @@ from cmdsvc.store import migrate
 from cmdsvc.store.copying import copy_to_file
 from cmdsvc.store.database import DanglingError, Statement, TakenError, finished
 from cmdsvc.store.kinds import Found
+from cmdsvc.store.schema import WHERE, metadata
 
 SCHEME = "postgresql+asyncpg"
 
@@ -50,6 +51,10 @@ ATTEMPTS = 5
 
 _MIGRATION = 0x636D64737663
 """Names the lock that only one server at a time migrates under: "cmdsvc"."""
+
+for _table in metadata.tables.values():
+    for _index in _table.indexes:
+        _index.dialect_options["postgresql"]["where"] = _index.info.get(WHERE)
 
 _URL_HINT = "write postgresql+asyncpg://USER:PASSWORD@HOST:PORT/DATABASE"
 _OUT_OF_REACH = ("the database cannot be reached", "try again in a moment")
@@ -128,6 +133,9 @@ class Postgres:
                     return await connection.run_sync(migrate.check)
             finally:
                 await engine.dispose()
+
+    async def find(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
+        return await self.read(statement, parameters)
 
     async def read(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
         return await self._send(statement, parameters, STATEMENT_TIMEOUT)

@@ -23,6 +23,13 @@ from sqlalchemy import (
     literal_column,
 )
 
+WHERE = "where"
+"""Key, in an index's `info`, of the condition under which it holds a row.
+
+Said as `postgresql_where` it would load what SQLAlchemy knows of PostgreSQL, some megabytes, wherever
+SQLite is used: the module for PostgreSQL says it instead.
+"""
+
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -111,7 +118,7 @@ BY_ANOTHER = runs.c.owner != runs.c.user
 def _partial(
     name: str, condition: ColumnElement[bool], *columns: Column[Any], unique: bool = False
 ) -> None:
-    Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
+    Index(name, *columns, unique=unique, sqlite_where=condition, info={WHERE: condition})
 
 
 # Each index of `runs` costs every run a little. Most are of their owners: the two that are for

@@ -38,6 +38,7 @@ SCHEME = "sqlite+aiosqlite"
 BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another process that is writing."""
 
+_IN_USE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _NO_SPACE = ("no space is left for the store", "free some on the disk that holds it")
 _DAMAGED = ("the store is damaged", "restore a backup")
 _URL_HINT = "write sqlite+aiosqlite:///PATH, with a fourth / before an absolute path"
@@ -54,13 +55,14 @@ T = TypeVar("T")
 
 
 class Sqlite:
-    """A `Database`: a connection for single statements, one for transactions, one for surveys.
+    """A `Database`: connections for single statements, for transactions, for surveys, to find by.
 
     Single statements are compiled once by SQLAlchemy and sent to the driver whole: one thread hop
-    each, where SQLAlchemy's cursors take four. They commit themselves. Reading has no connection
-    of its own: what another writes empties a connection's cache, and each run reads and writes.
-    Only surveys have: what takes long would keep runs waiting. One lock is around all that writes:
-    SQLite has one writer, and waits for it by polling.
+    each, where SQLAlchemy's cursors take four. They commit themselves. Surveys have a connection
+    of their own: what takes long would keep runs waiting. What is found by its key is read on the
+    event loop's own thread: in WAL no writer holds up a reader, and the hop takes longer than
+    SQLite does. One lock is around all that writes: SQLite has one writer, and waits for it by
+    polling.
 
     Durability: WAL. Transactions are synchronous=FULL: what a user was told is stored survives a
     power failure. Single statements are synchronous=NORMAL, which spares a run the wait for the
@@ -73,11 +75,13 @@ class Sqlite:
         path: Path,
         engine: AsyncEngine,
         direct: aiosqlite.Connection,
+        finder: sqlite3.Connection,
         opened: AsyncExitStack,
     ) -> None:
         self._path = path
         self._engine = engine
         self._direct = direct
+        self._finder = finder
         self._surveyor: aiosqlite.Connection | None = None
         self._opened = opened
         self._writing = asyncio.Lock()
@@ -101,7 +105,8 @@ class Sqlite:
                     await connection.run_sync(migrate.upgrade)
                 direct = await _driver(opened, engine)
                 await direct.execute_fetchall("PRAGMA synchronous = NORMAL")
-                return cls(path, engine, direct, opened.pop_all())
+                finder = opened.enter_context(closing(_finder(path)))
+                return cls(path, engine, direct, finder, opened.pop_all())
 
     @classmethod
     async def look(cls, url: str) -> Found:
@@ -109,6 +114,15 @@ class Sqlite:
         path = _parse(url)
         with meaning():
             return await _check(path) if path.exists() else Found.NOTHING
+
+    async def find(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
+        text, values = self._ready(statement, parameters)
+        try:
+            return self._finder.execute(text, values).fetchall()
+        except sqlite3.Error as error:
+            if _primary(error) not in _IN_USE:
+                raise _translated(error) from error
+        return await self.read(statement, parameters)  # which can wait
 
     async def read(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
         return await self._send(self._direct, statement, parameters)
@@ -164,14 +178,20 @@ class Sqlite:
         statement: Statement,
         parameters: Mapping[str, Any],
     ) -> list[Any]:
+        text, values = self._ready(statement, parameters)
+        with meaning():
+            return list(await connection.execute_fetchall(text, values))
+
+    def _ready(
+        self, statement: Statement, parameters: Mapping[str, Any]
+    ) -> tuple[str, Mapping[str, Any]]:
+        """What the driver is given."""
+        self._check_open()
         compiled = self._compiled.get(statement)
         if compiled is None:
             compiled = statement.compile(dialect=self._dialect, column_keys=list(parameters))
             self._compiled[statement] = compiled
-        values = compiled.construct_params(parameters)
-        self._check_open()
-        with meaning():
-            return list(await connection.execute_fetchall(compiled.string, values))
+        return compiled.string, compiled.construct_params(parameters) or {}
 
 
 @contextmanager
@@ -194,14 +214,22 @@ def meaning() -> Iterator[None]:
         raise DataError("a text that is not valid Unicode cannot be stored") from error
 
 
+def _code(error: BaseException) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+
+
+def _primary(error: BaseException) -> int:
+    return _code(error) & 0xFF  # sqlite.org/rescode.html: extended codes carry theirs in it
+
+
 def _translated(error: BaseException) -> Exception:
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code = _code(error)
     if code in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
         return TakenError(str(error))
     if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
         return DanglingError(str(error))
-    primary = code & 0xFF  # sqlite.org/rescode.html: extended codes carry theirs in the low byte
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    primary = _primary(error)
+    if primary in _IN_USE:
         return BusyError("the store is in use by another process", "try again in a moment")
     return InternalError(*_MEANINGS.get(primary, (f"the store failed: {error}", "")))
 
@@ -271,3 +299,9 @@ async def _driver(opened: AsyncExitStack, engine: AsyncEngine) -> aiosqlite.Conn
     held = await opened.enter_async_context(engine.connect())
     raw = await held.get_raw_connection()
     return cast("aiosqlite.Connection", raw.driver_connection)
+
+
+def _finder(path: Path) -> sqlite3.Connection:
+    """To read with, on this thread; it waits for nobody."""
+    address = f"file:{quote(str(path))}?mode=ro"
+    return sqlite3.connect(address, timeout=0, isolation_level=None, uri=True)

@@ -8,7 +8,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,54 @@ async def test_a_survey_keeps_no_run_waiting(store: Store) -> None:
     assert not surveying.done()
     leave.set()
     assert await surveying == [(1,)]
+
+
+RECOVERY = """
+import fcntl, os, sys
+index = os.open(sys.argv[1], os.O_RDWR)
+for lock in (120, 122):
+    fcntl.lockf(index, fcntl.LOCK_EX, 1, lock)
+os.pwrite(index, bytes(48), 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""A process that recovers the log, and is long about it: it holds the locks for that, and the index
+is invalid (sqlite.org/walformat.html, 2.3)."""
+
+
+@contextmanager
+def recovery(path: Path) -> Iterator[Callable[[], None]]:
+    """While it goes on; what ends it."""
+    line = [sys.executable, "-c", RECOVERY, f"{path}-shm"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        yield other.stdin.close
+
+
+async def test_what_is_found_waits_for_another_process_that_recovers_the_log(
+    store: Store, path: Path
+) -> None:
+    await store.create(**a_command())
+    with recovery(path) as end:
+        database: Any = store._database  # type: ignore[attr-defined]
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            database._finder.execute("SELECT * FROM commands")
+        finding = asyncio.ensure_future(store.find("ann", "hello"))
+        await asyncio.sleep(0)
+        assert not finding.done()
+        end()
+        found = await finding
+    assert found is not None
+    assert found.name == "hello"
+
+
+async def test_a_store_that_is_closed_finds_nothing(path: Path) -> None:
+    store = await open_store(url(path))
+    await store.aclose()
+    with pytest.raises(InternalError, match="closed"):
+        await store.find("ann", "hello")
 
 
 async def test_errors_are_one_line_and_never_say_what_was_stored(store: Store) -> None:

@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 SPAWNER = Path(__file__).with_name("spawner.py")
 REFILL_DELAY = 0.05
 """Seconds; bench/run.py has a run in a third less with it, on two processors."""
-LOW = 2
+LOW = 1
 """Stubs below which there is no waiting."""
-PREPARED = 4
+PREPARED = 2
 """Stubs kept ready. One takes some 30 ms to make, most of it waiting for the kernel to move it into
 its control groups, and about 1 MB."""
 BYTES_PER_INODE = 4096

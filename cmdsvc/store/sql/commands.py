@@ -174,7 +174,7 @@ class Commands(Part):
         return await self._database.transact(work)
 
     async def find(self, owner: str, name: str) -> Command | None:
-        rows = await self._database.read(FIND, {"of_owner": owner, "of_name": name})
+        rows = await self._database.find(FIND, {"of_owner": owner, "of_name": name})
         return _command(owner, name, rows)
 
     async def list_commands(self, owner: str) -> list[Listing]:

@@ -54,7 +54,7 @@ class Tokens(Part):
             raise ForbiddenError(f"{token.owner} is not a user any more", "log in again") from error
 
     async def token(self, id_: str) -> tuple[Token, bytes] | None:
-        rows = await self._database.read(TOKEN, {"of_token": id_})
+        rows = await self._database.find(TOKEN, {"of_token": id_})
         return (_token(rows[0]), rows[0][-1]) if rows else None
 
     async def tokens(self, owner: str) -> list[Token]:
