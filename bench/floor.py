@@ -1,7 +1,8 @@
-"""`python -m bench.floor FOLDER SCRIPT`: the leanest SSH server, to compare with.
+"""`python -m bench.floor ssh|http SCRIPT [FOLDER]`: the leanest servers of their kinds, to compare with.
 
-asyncssh that lets in whoever has some key, and only forks the script: no sandbox, no store, no
-limits. FOLDER has its host_key; it prints its port.
+They only fork the script: no sandbox, no store, no limits. `ssh` is asyncssh that lets in whoever
+has some key, FOLDER has its host_key; `http` is asyncio that answers whatever is asked. Each prints
+its port.
 """
 
 from __future__ import annotations
@@ -57,10 +58,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._task = asyncio.create_task(self._serve())
 
     async def _serve(self) -> None:
-        process = await asyncio.create_subprocess_exec(self._script, stdout=subprocess.PIPE)
-        out, _ = await process.communicate()
+        out, status = await forked(self._script)
         self._chan.write(out)
-        self._chan.exit(process.returncode or 0)
+        self._chan.exit(status)
 
 
 class Prompt(asyncssh.SSHServerConnection):
@@ -75,7 +75,42 @@ class Prompt(asyncssh.SSHServerConnection):
         super().data_received(data, datatype)
 
 
-async def serve(folder: Path, script: str) -> None:
+class Request(asyncio.Protocol):
+    """One after the other; a request has no body."""
+
+    def __init__(self, script: str) -> None:
+        self._script = script
+        self._head = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        if self._head.endswith(b"\r\n\r\n"):
+            self._head = b""
+            self._task = asyncio.create_task(self._answer())
+
+    async def _answer(self) -> None:
+        out, status = await forked(self._script)
+        line = b"200 OK" if status == 0 else b"500 Internal Server Error"
+        self._transport.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (line, len(out)) + out)
+
+
+async def forked(script: str) -> tuple[bytes, int]:
+    """What it prints, and its status."""
+    process = await asyncio.create_subprocess_exec(script, stdout=subprocess.PIPE)
+    out, _ = await process.communicate()
+    return out, process.returncode or 0
+
+
+async def serve_http(script: str) -> None:
+    loop = asyncio.get_running_loop()
+    await _listen(await loop.create_server(lambda: Request(script), "127.0.0.1", 0))
+
+
+async def serve_ssh(folder: Path, script: str) -> None:
     loop = asyncio.get_running_loop()
     options = asyncssh.SSHServerConnectionOptions(
         server_factory=lambda: Server(script),
@@ -86,23 +121,39 @@ async def serve(folder: Path, script: str) -> None:
         line_editor=False,
         encoding=None,
     )
-    listener = await loop.create_server(lambda: Prompt(loop, options), "127.0.0.1", 0)
+    await _listen(await loop.create_server(lambda: Prompt(loop, options), "127.0.0.1", 0))
+
+
+async def _listen(listener: asyncio.Server) -> None:
     print(listener.sockets[0].getsockname()[1], flush=True)
     await listener.serve_forever()
 
 
 @contextmanager
-def floor(folder: Path, script: Path) -> Iterator[Client]:
-    """It in a process of its own; its client."""
+def ssh(folder: Path, script: Path) -> Iterator[Client]:
+    """Its client."""
     folder.mkdir(mode=0o700)
     for name in ("host_key", "user_key"):
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)])
-    line = [sys.executable, "-m", "bench.floor", str(folder), str(script)]
+    with _running("ssh", str(script), str(folder)) as port:
+        yield Client(folder, port, "anybody", folder / "user_key")
+
+
+@contextmanager
+def http(script: Path) -> Iterator[str]:
+    """Its URL."""
+    with _running("http", str(script)) as port:
+        yield f"http://127.0.0.1:{port}/"
+
+
+@contextmanager
+def _running(*words: str) -> Iterator[int]:
+    """One in a process of its own; its port."""
+    line = [sys.executable, "-m", "bench.floor", *words]
     process = subprocess.Popen(line, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
-        port = int(process.stdout.readline())
-        yield Client(folder, port, "anybody", folder / "user_key")
+        yield int(process.stdout.readline())
     finally:
         process.kill()
         process.wait()
@@ -111,4 +162,5 @@ def floor(folder: Path, script: Path) -> Iterator[Client]:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2]))
+    kind, program, *rest = sys.argv[1:]
+    asyncio.run(serve_http(program) if kind == "http" else serve_ssh(Path(rest[0]), program))

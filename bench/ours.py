@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 from bench.measure import BenchError, Client
 from tests import dockerd
@@ -29,6 +31,15 @@ class Ours:
     @property
     def url(self) -> str:
         return self._service.url
+
+    @property
+    def warm(self) -> int:
+        """Sandboxes that wait, as the service's figures say it."""
+        with urlopen(f"{self.url}/metrics") as reply:
+            found = re.search(rb"^cmdsvc_sandboxes_warm (\d+)", reply.read(), re.MULTILINE)
+        if found is None:
+            raise BenchError("how many sandboxes wait is not among the figures")
+        return int(found[1])
 
     @property
     def database(self) -> Path:

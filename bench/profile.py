@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from bench import ours, peers, report
-from bench.floor import floor
+from bench import floor, ours, peers, report
 from bench.http import BARE, contestants
 from bench.http import KEPT as HTTP_KEPT
 from bench.marks import FILE, Mark
@@ -148,7 +147,9 @@ class Bench:
 
     def start(self, stack: ExitStack, place: Path, kit: Kit) -> None:
         script = peers.executable(place / "hello", peers.SCRIPT)
-        self._ssh(stack, "asyncssh and a fork", "", stack.enter_context(floor(place / "f", script)))
+        self._ssh(
+            stack, "asyncssh and a fork", "", stack.enter_context(floor.ssh(place / "f", script))
+        )
         engines = {"bubblewrap": ""}
         try:
             engines["docker"], _ = stack.enter_context(peers.docker_host())

@@ -1,8 +1,10 @@
 """`python -m bench.throughput`: runs a second, by callers who begin the next run when one has ended.
 
 Each has a connection of its own that is kept. The callers' own share of the processors is told
-beside: on few cores it is part of what bounds the figure. Exit status 1 where a run failed, 2 where
-it cannot be run.
+beside: on few cores it is part of what bounds the figure. Then, once as many sandboxes wait as there
+may, as many callers at once. On docker also what the engine can do by hand: containers of the same
+description made, started, waited for and removed, on a network of their own and on none. Exit status
+1 where a run failed, 2 where it cannot be run.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from pathlib import Path
 
 import asyncssh
 
-from bench import ours, peers, report
+from bench import byhand, ours, peers, report
 from bench.callers import connections, hello, middle
-from bench.measure import BenchError
+from bench.measure import PATIENCE, BenchError
 from bench.run import folder
 from tests.dockerd import NoDockerError
 from tests.kit import KitError, build
@@ -28,6 +30,14 @@ from tests.kit import KitError, build
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 WARM_UP = 3.0
 """Seconds that do not count."""
+BURST = 20
+"""Callers at once, and sandboxes that wait at most (CMDSVC_WARM)."""
+SECONDS = {"bubblewrap": 20.0, "docker": 60.0}
+SCRIPTS = {
+    "internet": peers.SCRIPT,
+    "none": '#!/bin/sh\n# /// cmd\n# network = "none"\n# ///\necho hello\n',
+}
+"""By the network that it is to have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +54,25 @@ class Result:
     callers_busy: float
     server_busy: float
     """Of the server's own process, without what comes from it."""
+    burst: tuple[float, float]
+    """Seconds, p50 and the longest of BURST at once."""
+    by_hand: dict[str, float]
+    """Containers a second, by network."""
 
     def __str__(self) -> str:
         return (
             f"{self.engine}: {self.runs / self.seconds:.1f} runs/s by {self.callers} callers for"
             f" {self.seconds:.0f} s, {self.failures} failed; p50 {self.p50 * 1e3:.0f} ms, p95"
             f" {self.p95 * 1e3:.0f}; processors busy {self.busy:.2f} of {os.cpu_count()}, the"
-            f" callers {self.callers_busy:.2f}, the server's process {self.server_busy:.2f}"
+            f" callers {self.callers_busy:.2f}, the server's process {self.server_busy:.2f}\n"
+            f"{BURST} at once: p50 {self.burst[0] * 1e3:.0f} ms, the last {self.burst[1] * 1e3:.0f}"
+            + "".join(f"\nby hand, network {k}: {v:.1f}/s" for k, v in self.by_hand.items())
         )
 
 
-async def measure(server: ours.Ours, callers: int, seconds: float) -> Result:
+async def measure(
+    server: ours.Ours, callers: int, seconds: float, by_hand: dict[str, float]
+) -> Result:
     taken: list[float] = []
     failed: list[str] = []
 
@@ -77,11 +95,22 @@ async def measure(server: ours.Ours, callers: int, seconds: float) -> Result:
         await everybody(seconds)
         took = time.perf_counter() - begun
         used = [(now - then) / took for now, then in zip(_used(server.pid), before, strict=True)]
+    burst = await at_once(server)
     for words in sorted(set(failed))[:5]:
         sys.stderr.write(f"{words}\n")
     return Result(
-        server.engine, callers, took, len(taken), len(failed), *middle(taken or [0.0, 0.0]), *used
+        *(server.engine, callers, took, len(taken), len(failed), *middle(taken or [0.0, 0.0])),
+        *(*used, burst, by_hand),
     )
+
+
+async def at_once(server: ours.Ours) -> tuple[float, float]:
+    """BURST callers, once as many sandboxes wait: p50 and the longest."""
+    async with connections(server.client, BURST) as kept, asyncio.timeout(PATIENCE):
+        while server.warm < BURST:  # noqa: ASYNC110 - it is another process's figure
+            await asyncio.sleep(0.5)
+        taken = await asyncio.gather(*map(hello, kept))
+    return middle(taken)[0], max(taken)
 
 
 def _used(pid: int) -> tuple[float, float, float]:
@@ -102,19 +131,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
     parser.add_argument("--engine", choices=("bubblewrap", "docker"), default="bubblewrap")
     parser.add_argument("--callers", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, help="20 by default, on docker 60")
+    parser.add_argument("--network", choices=tuple(SCRIPTS), default="internet")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE")
     given = parser.parse_args()
-    if given.callers < 1 or given.seconds <= 0:
+    seconds = given.seconds or SECONDS[given.engine]
+    if given.callers < 1 or seconds <= 0:
         parser.error("at least one caller, for some time")
     facts = report.machine()
     try:
         kit = build()
         with folder() as place, ExitStack() as stack:
             host = stack.enter_context(peers.docker_host())[0] if given.engine == "docker" else ""
-            server = stack.enter_context(ours.server(place / "service", given.engine, kit, host))
-            server.create("hello", peers.SCRIPT)
-            result = asyncio.run(measure(server, given.callers, given.seconds))
+            by_hand = byhand.rates(host, kit.base) if host else {}
+            server = stack.enter_context(
+                ours.server(place / "service", given.engine, kit, host, CMDSVC_WARM=str(BURST))
+            )
+            server.create("hello", SCRIPTS[given.network])
+            result = asyncio.run(measure(server, given.callers, seconds, by_hand))
     except (BenchError, KitError, NoDockerError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 2
