@@ -193,7 +193,7 @@ def answers(host: str) -> bool:
 
 
 def purge(host: str, instance: str) -> None:
-    """Removes the containers, images and networks that carry this instance's label or name."""
+    """Removes the containers, images, volumes and networks that carry this instance's label or name."""
     client = docker.DockerClient(base_url=host, version="auto")
     try:
         mine = {"label": f"cmdsvc.instance={instance}"}
@@ -205,6 +205,9 @@ def purge(host: str, instance: str) -> None:
             if tag.startswith((f"{repository(instance)}:", f"{repository(instance)}-base:")):
                 with suppress(docker.errors.APIError):
                     client.images.remove(tag, force=True)
+        for volume in client.volumes.list(filters=mine):
+            with suppress(docker.errors.APIError):
+                volume.remove()
         for network in client.networks.list(filters=mine):
             with suppress(docker.errors.APIError):
                 network.remove()

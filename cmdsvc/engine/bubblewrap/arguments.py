@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from cmdsvc.engine import AGENT_PATH
+from cmdsvc.engine import AGENT_PATH, packages
 from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR
 
 HERE = Path(__file__).parent
@@ -85,13 +85,13 @@ def run_options(
 
 
 def build_options(
-    layer: str, folder: str, upper: str, *, users: bool, files: Iterable[str]
+    layer: str, folder: str, upper: str, cache: str, *, users: bool, files: Iterable[str]
 ) -> bytes:
     """The options of a step of a build, each ended by NUL.
 
     `folder` has the root that becomes the layer; `upper` is the stub's sized file system, for what
-    does not stay. `users` and `files` are as for a run. The network is the host's: the
-    operator's mirror may be on its loopback.
+    does not stay; `cache` has packages of earlier builds. `users` and `files` are as for a run. The
+    network is the host's: the operator's mirror may be on its loopback.
     """
     words = _namespaces(users=users)
     words += ["--cap-drop", "ALL"]
@@ -102,7 +102,7 @@ def build_options(
     words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{upper}/shm"]
     words += [SHARED_MEMORY]
     words += ["--remount-ro", "/dev", "--tmpfs", "/run", "--bind", f"{upper}/root/tmp"]
-    words += [TEMPORARY]
+    words += [TEMPORARY, "--bind", cache, packages.CACHE]
     words += _files(files)
     return _ended([*words, *_last("/")])
 

@@ -350,6 +350,7 @@ class BubblewrapEngine:
             f"{stubs.place.store}/{layer}",
             f"{stubs.place.store}/{folder.relative_to(self._store.root)}",
             stubs.place.upper,
+            f"{stubs.place.store}/packages",
             users=self._build_users is not None,
             files=files,
         )

@@ -7,6 +7,7 @@
         made/NAME/base      the ID of the base below
         layers/DIGEST       a link to the layer that runs take now
         sources/KEY         the ID that a base's source had last, and the source
+        packages/           what builds have fetched
         tmp/                what is being made
 
 A layer that is in use is locked (flock(2), shared): who wants to remove it locks it exclusively.
@@ -35,7 +36,7 @@ from cmdsvc.engine import Layer as Kept
 from cmdsvc.engine import bases
 from cmdsvc.recipe import Recipe
 
-FOLDERS = ("bases", "made", "layers", "sources", "tmp")
+FOLDERS = ("bases", "made", "layers", "sources", "packages", "tmp")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 ID = re.compile(r"[0-9a-f]{32,64}")
 
@@ -248,7 +249,7 @@ class Store:
                 lock = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 held.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for kind in ("layers", "made", "bases", "sources"):
+            for kind in ("layers", "made", "bases", "sources", "packages"):
                 (self.root / kind).rename(folder / kind)
                 (self.root / kind).mkdir(mode=0o711)
                 self.own(self.root / kind)

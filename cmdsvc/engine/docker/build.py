@@ -12,7 +12,7 @@ from cmdsvc.engine import Progress
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.janitor import Janitor
 from cmdsvc.engine.docker.sandbox import START_TIMEOUT, Frames
-from cmdsvc.engine.packages import Plan, diagnose
+from cmdsvc.engine.packages import CACHE, Plan, diagnose
 from cmdsvc.errors import EngineError, printable
 from cmdsvc.recipe import Recipe
 
@@ -60,7 +60,7 @@ class Build:
         The container ends by itself after `seconds`, should this service die. Errors: as of
         `Engine.build`.
         """
-        container = await self._create(base, seconds)
+        container = await self._create(base, seconds, f"{repository}-packages")
         try:
             if plan.files:
                 await self._api.call(
@@ -86,7 +86,7 @@ class Build:
         finally:
             await self._janitor.discard(container)
 
-    async def _create(self, base: str, seconds: float) -> str:
+    async def _create(self, base: str, seconds: float, cache: str) -> str:
         body = {
             "Image": base,
             "Entrypoint": ["sleep"],
@@ -106,6 +106,14 @@ class Build:
                 "Memory": _MEMORY,
                 "MemorySwap": _MEMORY,
                 "PidsLimit": 1024,
+                "Mounts": [
+                    {
+                        "Type": "volume",
+                        "Source": cache,
+                        "Target": CACHE,
+                        "VolumeOptions": {"NoCopy": True, "Labels": self._labels},
+                    }
+                ],
             },
         }
         return await self._janitor.create(body)

@@ -246,7 +246,7 @@ class DockerEngine:
         return await self._images.remove(layer)
 
     async def purge(self) -> None:
-        """Removes all that this instance has in the engine: containers, images, its network."""
+        """Removes all that this instance has in the engine: containers, images, volume, network."""
         await self._warm.drop()
         await self._janitor.settle()
         await self._sweep()
@@ -255,6 +255,7 @@ class DockerEngine:
             for image in await self._api.call("GET", "/images/json", query=_where(reference=name)):
                 for tag in image["RepoTags"] or ():
                     await self._delete(f"/images/{tag}?force=1")
+        await self._delete(f"/volumes/{self._images.repository}-packages")
         await self._bridge.remove()
 
     async def _begin(self, invocation: Invocation, door: Door | None) -> DockerJob:
