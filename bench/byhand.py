@@ -1,4 +1,4 @@
-"""What a Docker engine can do by itself: containers like ours, one after the other."""
+"""What a Docker engine can do by itself: containers like ours, and a way through it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,47 @@ NAME = "cmdsvc-bench"
 WORKERS = 3
 """At which an engine with two processors does the most."""
 SECONDS = 15.0
+ROUNDS = 200
+PAUSE = 0.02
+"""Seconds between two of them, as between runs: whoever takes part has gone to sleep."""
 LIMITS = Limits(timeout=0, memory=256 << 20, cpus=1.0, pids=128, disk=64 << 20)
 
 
 def rates(host: str, base: Path) -> dict[str, float]:
     """Containers a second, made, started, waited for and removed, by kind of network."""
     found = {}
-    with _prepared(host, base) as client:
+    with _prepared(host, base):
         for kind, network in (("of its own", NAME), ("none", "none")):
             described = dict(description(Shape(NAME, LIMITS, network, False, None), {}, 2.0))
             described["Entrypoint"] = ["/bin/true"]
             found[kind] = _rate(host, lambda one, what=described: _once(one, what))
-        del client
     return found
+
+
+def round_trip(host: str, base: Path) -> list[float]:
+    """Seconds that a byte takes to a container's `cat` and back, by an attached stream."""
+    described = dict(description(Shape(NAME, LIMITS, "none", False, None), {}, 2.0))
+    described["Entrypoint"] = ["/bin/cat"]
+    taken = []
+    with _prepared(host, base) as client:
+        container = client.create_container_from_config(described)["Id"]
+        try:
+            ways = {"stdin": 1, "stdout": 1, "stream": 1}
+            attached = client.attach_socket(container, params=ways)
+            client.start(container)
+            sock = attached._sock
+            for _ in range(ROUNDS):
+                begun = time.perf_counter()
+                sock.sendall(b"x")
+                got = b""
+                while not got.endswith(b"x"):
+                    got += sock.recv(64)
+                taken.append(time.perf_counter() - begun)
+                time.sleep(PAUSE)
+            attached.close()
+        finally:
+            client.remove_container(container, force=True, v=True)
+    return taken
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from bench import floor, ours, peers, report
+from bench import byhand, floor, ours, peers, report
 from bench.http import BARE, contestants
 from bench.http import KEPT as HTTP_KEPT
 from bench.marks import FILE, Mark
@@ -142,6 +142,8 @@ class Bench:
     def __init__(self) -> None:
         self.profiles: list[Profile] = []
         self.missing = ""
+        self.round_trip: list[float] = []
+        """Seconds, through a Docker engine and a container."""
         self.marks: dict[str, list[Mark]] = {}
         self._files: dict[str, Path] = {}
 
@@ -153,6 +155,7 @@ class Bench:
         engines = {"bubblewrap": ""}
         try:
             engines["docker"], _ = stack.enter_context(peers.docker_host())
+            self.round_trip = byhand.round_trip(engines["docker"], kit.base)
         except NoDockerError as error:
             self.missing = str(error)
         for engine, host in engines.items():
@@ -206,6 +209,11 @@ def show(bench: Bench, machine: dict[str, object], *, markdown: bool) -> str:
         times = [f"{ms * 1e3:.1f}" for ms in (one.p50, one.p95, min(one.seconds))]
         lines.append([profile.name, str(len(one.seconds)), str(len(one.failures)), *times])
     parts.append(_table(head, lines, markdown=markdown))
+    if bench.round_trip:
+        p50, least = statistics.median(bench.round_trip) * 1e3, min(bench.round_trip) * 1e3
+        parts.append(
+            f"docker: a byte to a container's cat and back: p50 {p50:.2f} ms, min {least:.2f}"
+        )
     parts += [
         _phases(profile, bench.marks[profile.engine], markdown=markdown)
         for profile in bench.profiles
