@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,8 @@ import docker
 from docker.errors import APIError
 
 from bench.measure import PATIENCE, BenchError
-from cmdsvc.engine.docker.sandbox import Shape, description
+from cmdsvc.engine.docker.http import Api
+from cmdsvc.engine.docker.sandbox import Shape, attach, description
 from cmdsvc.model import Limits
 
 NAME = "cmdsvc-bench"
@@ -40,27 +42,31 @@ def rates(host: str, base: Path) -> dict[str, float]:
 
 def round_trip(host: str, base: Path) -> list[float]:
     """Seconds that a byte takes to a container's `cat` and back, by an attached stream."""
-    described = dict(description(Shape(NAME, LIMITS, "none", False, None), {}, 2.0))
-    described["Entrypoint"] = ["/bin/cat"]
-    taken = []
+    shape = Shape(NAME, LIMITS, "none", False, None)
+    described = {**description(shape, {}, 2.0), "Entrypoint": ["/bin/cat"]}
     with _prepared(host, base) as client:
         container = client.create_container_from_config(described)["Id"]
         try:
-            ways = {"stdin": 1, "stdout": 1, "stream": 1}
-            attached = client.attach_socket(container, params=ways)
-            client.start(container)
-            sock = attached._sock
-            for _ in range(ROUNDS):
-                begun = time.perf_counter()
-                sock.sendall(b"x")
-                got = b""
-                while not got.endswith(b"x"):
-                    got += sock.recv(64)
-                taken.append(time.perf_counter() - begun)
-                time.sleep(PAUSE)
-            attached.close()
+            return asyncio.run(_to_and_fro(host, container, shape))
         finally:
             client.remove_container(container, force=True, v=True)
+
+
+async def _to_and_fro(host: str, container: str, shape: Shape) -> list[float]:
+    api = Api(host)
+    try:
+        attached = await attach(api, container, shape, None)
+        taken = []
+        for _ in range(ROUNDS):
+            begun = time.perf_counter()
+            await attached.stream.write(b"x")
+            if await attached.frames.next() != (1, b"x"):
+                raise BenchError("a container's cat says something else")
+            taken.append(time.perf_counter() - begun)
+            await asyncio.sleep(PAUSE)
+        attached.stream.close()
+    finally:
+        await api.aclose()
     return taken
 
 
