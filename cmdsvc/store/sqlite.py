@@ -117,11 +117,12 @@ class Sqlite:
 
     async def find(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
         text, values = self._ready(statement, parameters)
-        try:
-            return self._finder.execute(text, values).fetchall()
-        except sqlite3.Error as error:
-            if _primary(error) not in _IN_USE:
-                raise _translated(error) from error
+        with meaning():
+            try:
+                return self._finder.execute(text, values).fetchall()
+            except sqlite3.OperationalError as error:
+                if _primary(error) not in _IN_USE:
+                    raise
         return await self.read(statement, parameters)  # which can wait
 
     async def read(self, statement: SelectBase, parameters: Mapping[str, Any]) -> list[Any]:
