@@ -1,14 +1,13 @@
 """What was answered under an Idempotency-Key; on every store."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from cmdsvc.model import Answer
-from cmdsvc.store import Store, open_store
+from cmdsvc.store import Store
 from cmdsvc.store.sql import answers
 from tests.store.lab import LATER, NOW, a_run
 
@@ -16,13 +15,6 @@ pytest_plugins = ("tests.store.backends",)
 
 DAY = timedelta(days=1)
 FIRST = Answer(b"\0digest", "r1")
-
-
-@pytest.fixture
-async def other(store: Store, url: str) -> AsyncIterator[Store]:
-    opened = await open_store(url, server="two")
-    yield opened
-    await opened.aclose()
 
 
 async def begin(store: Store, run: str = "r2", key: str = "key", **which: str) -> Answer | None:

@@ -1,7 +1,6 @@
 """Schedules, and each of their moments dealt with once; on every store."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -9,7 +8,7 @@ import pytest
 
 from cmdsvc.errors import NotFoundError
 from cmdsvc.model import Schedule, State
-from cmdsvc.store import Store, Taken, Ticked, open_store
+from cmdsvc.store import Store, Taken, Ticked
 from tests.store.lab import LATER, NOW, a_command, a_hook, an_arrival, lines, query
 
 pytest_plugins = ("tests.store.backends",)
@@ -23,13 +22,6 @@ OWNERS = Schedule("ann/hello", "5 4 * * *", "Europe/Vienna", own=True, since=LAT
 async def hello(store: Store) -> Store:
     await store.create(**a_command(schedule="@daily"))
     return store
-
-
-@pytest.fixture
-async def other(hello: Store, url: str) -> AsyncIterator[Store]:
-    opened = await open_store(url, server="two")
-    yield opened
-    await opened.aclose()
 
 
 async def tick(

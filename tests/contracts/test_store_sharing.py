@@ -1,14 +1,13 @@
 """Who may run or change a command, and its sealed environment, on every store."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from cmdsvc.errors import CmdError, NotFoundError
 from cmdsvc.model import PUBLIC
-from cmdsvc.store import Place, Store, open_store
+from cmdsvc.store import Place, Store
 from cmdsvc.store.sql import sealed as behind
 from tests.store.lab import a_command, a_token, lines, query
 
@@ -25,14 +24,6 @@ async def shared(store: Store) -> Store:
     await store.add_token(a_token("cmd_1", owner="bob"), b"hash", by="bob")
     await store.create(**a_command())
     return store
-
-
-@pytest.fixture
-async def other(url: str, shared: Store) -> AsyncIterator[Store]:
-    """Another server's, on the same database."""
-    opened = await open_store(url, server="two")
-    yield opened
-    await opened.aclose()
 
 
 async def access(store: Store) -> set[str]:

@@ -1,12 +1,17 @@
-"""Fixtures: a store behind each of the databases that there are. A test module names it as a plugin."""
+"""Fixtures: a store behind each of the databases that there are, another server's, hooks.
+
+A test module names it as a plugin.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from cmdsvc.model import Hook
 from cmdsvc.store import Store, open_store
 from tests.availability import unavailable
+from tests.store.lab import a_command, a_hook
 from tests.store.postgres import NoPostgresError, Postgres, server
 
 
@@ -39,3 +44,22 @@ async def store(url: str) -> AsyncIterator[Store]:
     await opened.ensure_user("ann")
     yield opened
     await opened.aclose()
+
+
+@pytest.fixture
+async def other(store: Store, url: str) -> AsyncIterator[Store]:
+    """Another server on the same database."""
+    opened = await open_store(url, server="two")
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture
+async def hook(store: Store) -> Hook:
+    await store.create(**a_command())
+    return await store.add_hook(a_hook(), by="ann")
+
+
+@pytest.fixture
+async def ordered(store: Store, hook: Hook) -> Hook:
+    return await store.add_hook(a_hook("ordered", ordered=True), by="ann")
