@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import TypeVar
 
 from cmdsvc.engine import Finding, Invocation, Progress, Usage
-from cmdsvc.model import Network, Outcome
+from cmdsvc.model import Limits, Network, Outcome
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import CallerGone, Event, Job
 
@@ -78,6 +78,7 @@ class FakeEngine:
         self.built: list[Recipe] = []
         """Builds begun, in order."""
         self.runs: list[Invocation] = []
+        self.expected: list[tuple[Recipe, Limits, Network]] = []
 
     async def open(self, *, beside: bool = False) -> None: ...
 
@@ -127,6 +128,11 @@ class FakeEngine:
         out, err = await process.communicate()
         assert process.returncode is not None
         return EndedJob(Outcome(process.returncode), (1, out), (2, err))
+
+    async def expect(self, recipe: Recipe, limits: Limits, network: Network) -> None:
+        if not await self.has(recipe):
+            raise LookupError(recipe.digest)
+        self.expected.append((recipe, limits, network))
 
     async def usage(self) -> Mapping[str, Usage]:
         return {}

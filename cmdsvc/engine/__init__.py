@@ -206,6 +206,14 @@ class Engine(Protocol):
         """
         ...
 
+    async def expect(self, recipe: Recipe, limits: Limits, network: Network) -> None:
+        """Has one sandbox wait for such a run without a terminal, for five minutes or longer.
+
+        It is made in the background; nothing where none are to wait (EngineSettings.warm), or none
+        can for an imported image. A layer that is not here is a LookupError.
+        """
+        ...
+
     async def usage(self) -> Mapping[str, Usage]:
         """Of the runs that go on, by their ids. For people who look on: it may take a second.
 

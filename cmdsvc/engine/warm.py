@@ -44,7 +44,8 @@ class Warm(Generic[K, M]):
     """Sandboxes that wait, at most `most`; `make` makes one more, slowly.
 
     As many wait of a kind as were wanted and not there: each time that there is none one more is
-    made from then on. Kinds that were not used for the longest time give way.
+    made from then on. Kinds that were not used for the longest time give way, but for one of each
+    kind that `want` asks for.
     """
 
     def __init__(self, make: Callable[[K], Awaitable[M]], most: int) -> None:
@@ -55,6 +56,10 @@ class Warm(Generic[K, M]):
         """The kind that was taken last is the last."""
         self._taken: collections.Counter[K] = collections.Counter()
         """Since the last `_age`."""
+        self._named: set[K] = set()
+        """What `want` asked for since then: `most` at most, so that somebody can give way."""
+        self._failed: set[K] = set()
+        """What could not be made, and was told."""
         self._filling: asyncio.Task[None] | None = None
         self._ageing: asyncio.TimerHandle | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -70,21 +75,26 @@ class Warm(Generic[K, M]):
         found = next((one for one in self._waiting if one.kind == kind and one.alive), None)
         if found is not None:
             self._waiting.remove(found)
-        wanted = self._wanted.pop(kind, 0) + (found is None)
-        self._wanted[kind] = min(wanted, self._most)
         self._taken[kind] += 1
-        while sum(self._wanted.values()) > self._most:
-            self._want_less()
-        if self._filling is None:
-            self._filling = asyncio.ensure_future(self._fill())
-        if self._ageing is None:
-            self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)
+        self._demand(kind, self._wanted.get(kind, 0) + (found is None))
         return found
+
+    def want(self, kind: K) -> None:
+        """Has one of that kind wait at least, for IDLE or longer.
+
+        Nothing where there are `most` of other kinds that are so wanted, or none are to wait.
+        """
+        if self._closed or (kind not in self._named and len(self._named) >= self._most):
+            return
+        self._named.add(kind)
+        self._taken[kind] = max(self._taken[kind], 1)
+        self._demand(kind, max(self._wanted.get(kind, 0), 1))
 
     async def drop(self, which: Callable[[K], bool] = lambda _: True) -> None:
         """Ends those of some kinds, or all; what is being made of them as well."""
         for kind in list(filter(which, self._wanted)):
             del self._wanted[kind]
+        self._named = {kind for kind in self._named if not which(kind)}
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.wait([self._filling])
@@ -102,8 +112,19 @@ class Warm(Generic[K, M]):
             self._ageing = None
         await self.drop()
 
+    def _demand(self, kind: K, count: int) -> None:
+        self._wanted.pop(kind, None)
+        self._wanted[kind] = min(count, self._most)
+        while sum(self._wanted.values()) > self._most:
+            self._want_less()
+        if self._filling is None:
+            self._filling = asyncio.ensure_future(self._fill())
+        if self._ageing is None:
+            self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)
+
     def _want_less(self) -> None:
-        kind = next(iter(self._wanted))
+        named = self._named
+        kind = next(kind for kind, count in self._wanted.items() if count > int(kind in named))
         self._wanted[kind] -= 1
         if not self._wanted[kind]:
             del self._wanted[kind]
@@ -115,6 +136,8 @@ class Warm(Generic[K, M]):
             if not self._wanted[kind]:
                 del self._wanted[kind]
         self._taken.clear()
+        self._failed &= self._named
+        self._named.clear()
         self._trim()
         if self._wanted:
             self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)
@@ -145,9 +168,12 @@ class Warm(Generic[K, M]):
                 try:
                     made = await self._make(kind)
                 except (CmdError, LookupError) as error:
-                    log.warning("no sandbox could be prepared: %s", error)
+                    if kind not in self._failed:
+                        log.warning("no sandbox could be prepared: %s", error)
+                    self._failed.add(kind)
                     self._wanted.pop(kind, None)
                     continue
+                self._failed.discard(kind)
                 self._waiting.append(made)
         finally:
             self._filling = None

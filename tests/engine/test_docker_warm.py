@@ -282,6 +282,23 @@ async def test_those_for_the_network(lab: Lab) -> None:
     await until(lambda: lab.engine.warm == 1)
 
 
+async def test_a_layer_that_was_removed_behind_its_back_is_missed(lab: Lab) -> None:
+    recipe = lab.layer("hello-noarch")
+    await lab.engine.build(recipe, lambda _: None)
+    lab.client.images.remove(lab.engine._here[recipe.digest], force=True)
+    with pytest.raises(LookupError):
+        await lab.engine.expect(recipe, lab.settings.limits, Network.NONE)
+    assert lab.engine._warm._filling is None
+
+
+async def test_none_waits_for_an_imported_image(lab: Lab) -> None:
+    name = f"alpine@sha256:{'a' * 64}"
+    recipe = Recipe(name, "", (), name)
+    assert recipe.imported
+    await lab.engine.expect(recipe, lab.settings.limits, Network.NONE)
+    assert lab.engine._warm._filling is None
+
+
 async def test_none_where_there_are_to_be_none(
     host: str, kit: Kit, mirror: Server, tmp_path: Path
 ) -> None:

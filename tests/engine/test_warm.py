@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 import pytest
 import pytest_asyncio
@@ -245,6 +246,131 @@ async def test_one_dropped_before_it_began_to_fill_fills_again() -> None:
     await warm.drop()
     assert warm.take(kind) is None
     await until(lambda: tried == [kind])
+    await warm.aclose()
+
+
+@dataclass(eq=False)
+class Member:
+    """Stands for a sandbox that waits."""
+
+    kind: str
+    alive: bool = True
+
+    async def aclose(self) -> None:
+        self.alive = False
+
+
+async def make(kind: str) -> Member:
+    return Member(kind)
+
+
+@asynccontextmanager
+async def warm_of(most: int) -> AsyncIterator[Warm[str, Member]]:
+    warm: Warm[str, Member] = Warm(make, most)
+    yield warm
+    await warm.aclose()
+
+
+async def kinds(warm: Warm[str, Member]) -> list[str]:
+    """Of those that wait once there is nothing more to be made."""
+    await until(lambda: warm._filling is None)
+    return sorted(one.kind for one in warm._waiting if one.alive)
+
+
+async def test_one_that_is_wanted_waits_and_another_takes_its_place() -> None:
+    async with warm_of(3) as warm:
+        warm.want("a")
+        warm.want("a")
+        assert await kinds(warm) == ["a"]
+        [one] = warm._waiting
+        assert warm.take("a") is one
+        assert await kinds(warm) == ["a"]
+        [other] = warm._waiting
+        other.alive = False
+        warm.want("a")
+        assert await kinds(warm) == ["a"]
+
+
+async def test_one_that_is_wanted_again_and_again_stays() -> None:
+    async with warm_of(3) as warm:
+        warm.want("a")
+        warm.want("b")
+        assert await kinds(warm) == ["a", "b"]
+        warm._age()
+        warm.want("a")
+        warm._age()
+        assert await kinds(warm) == ["a"]
+        warm._age()
+        assert await kinds(warm) == []
+        for kind in "cde":
+            warm.want(kind)
+        assert await kinds(warm) == ["c", "d", "e"]
+
+
+async def test_those_that_are_wanted_do_not_give_way() -> None:
+    async with warm_of(3) as warm:
+        for _ in range(5):
+            warm.take("x")
+        assert await kinds(warm) == ["x", "x", "x"]
+        warm.want("a")
+        assert await kinds(warm) == ["a", "x", "x"]
+        for _ in range(5):
+            for kind in "xyz":
+                warm.take(kind)
+        assert "a" in await kinds(warm)
+        for kind in "bcde":
+            warm.want(kind)
+        assert await kinds(warm) == ["a", "b", "c"]
+        warm.take("x")
+        assert await kinds(warm) == ["a", "b", "c"]
+        await warm.drop(lambda kind: kind == "a")
+        warm.want("d")
+        assert await kinds(warm) == ["b", "c", "d"]
+
+
+async def test_never_more_than_are_allowed() -> None:
+    async with warm_of(2) as warm:
+        warm.take("a")
+        assert await kinds(warm) == ["a"]
+        warm.take("b")
+        warm.take("b")
+        assert warm.take("a") is not None, "it was not wanted any more, and there still"
+        warm.take("b")
+        warm.take("c")
+        assert await kinds(warm) == ["b", "c"]
+
+
+async def test_none_is_wanted_where_there_are_to_be_none() -> None:
+    async with warm_of(0) as warm:
+        warm.want("a")
+        assert warm._filling is None
+    async with warm_of(3) as warm:
+        await warm.aclose()
+        warm.want("a")
+        assert warm._filling is None
+
+
+async def test_what_cannot_be_made_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    failing = True
+
+    async def try_to(kind: str) -> Member:
+        if failing:
+            raise EngineError("no room")
+        return Member(kind)
+
+    warm: Warm[str, Member] = Warm(try_to, 3)
+    for _ in range(3):
+        warm.want("a")
+        assert await kinds(warm) == []
+        warm._age()
+    assert caplog.text.count("no room") == 1
+    failing = False
+    warm.want("a")
+    assert await kinds(warm) == ["a"]
+    failing = True
+    assert warm.take("a") is not None
+    assert await kinds(warm) == []
+    assert caplog.text.count("no room") == 2
     await warm.aclose()
 
 

@@ -225,12 +225,7 @@ class BubblewrapEngine:
 
     async def start(self, invocation: Invocation) -> BubblewrapJob:
         limits = _at_most(invocation.limits, self._settings.limits)
-        kind = Kind(
-            self._store.current(invocation.recipe.digest),
-            invocation.network,
-            disk=limits.disk,
-            memory=0 if self._memory_counted else limits.memory,
-        )
+        kind = self._kind(invocation.recipe, limits, invocation.network)
         env = invocation.env
         if invocation.agent is not None:
             env = {**env, b"SSH_AUTH_SOCK": AGENT_PATH}
@@ -247,6 +242,17 @@ class BubblewrapEngine:
             prepared = await self._prepare(kind, agent=invocation.agent is not None)
             job = await self._begin(prepared, task, run_id, invocation.agent)
         return job
+
+    async def expect(self, recipe: Recipe, limits: Limits, network: Network) -> None:
+        self._warm.want(self._kind(recipe, _at_most(limits, self._settings.limits), network))
+
+    def _kind(self, recipe: Recipe, limits: Limits, network: Network) -> Kind:
+        return Kind(
+            self._store.current(recipe.digest),
+            network,
+            disk=limits.disk,
+            memory=0 if self._memory_counted else limits.memory,
+        )
 
     async def _warm_start(self, kind: Kind, task: Task, run_id: str) -> BubblewrapJob | None:
         """A run in a sandbox that was ready for it, None where there is none."""

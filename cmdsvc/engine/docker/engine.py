@@ -218,6 +218,13 @@ class DockerEngine:
         self._jobs[job] = invocation.run_id
         return job
 
+    async def expect(self, recipe: Recipe, limits: Limits, network: Network) -> None:
+        if recipe.imported:
+            return
+        if await self._images.inspect(self._images.layer(recipe.digest)) is None:
+            self._here.pop(recipe.digest, None)  # it was removed behind our back
+        self._warm.want(await self._shape(recipe, limits, network))
+
     async def usage(self) -> Mapping[str, Usage]:
         room = asyncio.Semaphore(_STATS)
 
@@ -259,7 +266,13 @@ class DockerEngine:
         await self._bridge.remove()
 
     async def _begin(self, invocation: Invocation, door: Door | None) -> DockerJob:
-        shape = await self._shape(invocation)
+        shape = await self._shape(
+            invocation.recipe,
+            invocation.limits,
+            invocation.network,
+            terminal=invocation.terminal is not None,
+            script=invocation.script or b"",
+        )
         mounts = [] if door is None else [door.mount]
         if invocation.recipe.imported:
             return await self._begin_as_it_is(invocation, shape, mounts)
@@ -326,21 +339,25 @@ class DockerEngine:
         if (door := self._opened.pop(job, None)) is not None:
             door.close()
 
-    async def _shape(self, invocation: Invocation) -> Shape:
-        network = "none"
-        if invocation.network is Network.INTERNET:
+    async def _shape(
+        self,
+        recipe: Recipe,
+        limits: Limits,
+        network: Network,
+        *,
+        terminal: bool = False,
+        script: bytes = b"",
+    ) -> Shape:
+        if network is Network.INTERNET:
             await self._bridge.make()
-            network = self._bridge.name
-        limits = _least(invocation.limits, self._settings.limits)
-        recipe = invocation.recipe
         name = self._images.layer(recipe.digest)
         return Shape(
             image=name if recipe.imported else await self._image(recipe),
-            limits=dataclasses.replace(limits, timeout=0),
-            network=network,
-            terminal=invocation.terminal is not None,
+            limits=dataclasses.replace(_least(limits, self._settings.limits), timeout=0),
+            network=self._bridge.name if network is Network.INTERNET else "none",
+            terminal=terminal,
             runtime=self._settings.docker_runtime,
-            script_room=max(SCRIPT_ROOM, len(invocation.script or b"") + 2**16),
+            script_room=max(SCRIPT_ROOM, len(script) + 2**16),
         )
 
     async def _image(self, recipe: Recipe) -> str:
