@@ -34,6 +34,7 @@ from cmdsvc.service.health import Health
 from cmdsvc.service.hooks import Hooks
 from cmdsvc.service.keeping import Keeping
 from cmdsvc.service.notices import Notices
+from cmdsvc.service.prewarm import Prewarm
 from cmdsvc.service.retention import Retention
 from cmdsvc.service.runs import Runs
 from cmdsvc.service.schedules import Schedules
@@ -317,6 +318,10 @@ async def serve(settings: Settings) -> int:
         stack.push_async_callback(web.aclose)
         await deliveries.start()
         await stack.enter_async_context(schedules.working())
+        prewarm = Prewarm(engine, builds, commands, runs)
+        await stack.enter_async_context(
+            prewarm.working(settings.warm_commands if settings.warm else ())
+        )
         _announce(settings, engine, ssh, host, web.url)
         systemd.notify("READY=1")
         for finding in await engine.check():

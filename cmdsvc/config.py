@@ -24,7 +24,7 @@ from pydantic_settings import (
 from cmdsvc.engine.firewall import Destination
 from cmdsvc.errors import CmdError, UsageError
 from cmdsvc.metadata import parse_duration, parse_size
-from cmdsvc.model import Limits, valid_user
+from cmdsvc.model import READY_MADE, Limits, valid_name, valid_user
 
 PREFIX = "CMDSVC_"
 FILE = "cmdsvc.toml"
@@ -50,6 +50,14 @@ def _user_names(names: tuple[str, ...]) -> tuple[str, ...]:
 def _names_or_all(names: tuple[str, ...]) -> tuple[str, ...]:
     _user_names(tuple(name for name in names if name != "*"))
     return names
+
+
+def _command_names(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        owner, _, name = word.partition("/")
+        if not valid_name(name) or not (valid_user(owner) or owner == READY_MADE):
+            raise ValueError(f"{word!r} is not OWNER/NAME of a command, as in {READY_MADE}/echo")
+    return words
 
 
 def _keys_url(url: str) -> str:
@@ -96,6 +104,7 @@ Size = Annotated[int, BeforeValidator(lambda v: parse_size(str(v))), Field(gt=0)
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Names = Annotated[Words, AfterValidator(_user_names)]
 NamesOrAll = Annotated[Words, AfterValidator(_names_or_all)]
+CommandNames = Annotated[Words, AfterValidator(_command_names)]
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_words)]
 KeysUrl = Annotated[str, AfterValidator(_keys_url)]
 Destinations = Annotated[Words, AfterValidator(_destinations)]
@@ -146,6 +155,8 @@ class Settings(BaseSettings):
 
     warm: Annotated[int, Field(ge=0, le=1000)] = 20
     """Sandboxes at most that are made ahead of runs."""
+    warm_commands: CommandNames = ()
+    """Of these one always is."""
     max_runs: Annotated[int, Field(gt=0)] = 100
     max_runs_per_user: Annotated[int, Field(gt=0)] = 50
     queue_wait: Annotated[float, BeforeValidator(lambda v: parse_duration(str(v))), Field(ge=0)] = (

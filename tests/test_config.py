@@ -75,6 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "pids": 256,
     "disk": 512 << 20,
     "warm": 20,
+    "warm_commands": (),
     "max_runs": 100,
     "max_runs_per_user": 50,
     "queue_wait": 2.0,
@@ -137,6 +138,7 @@ MEANINGS: list[tuple[str, str, Any]] = [
     ("pids", "32", 32),
     ("disk", "1T", 1 << 40),
     ("warm", "0", 0),
+    ("warm_commands", "ann/x, cmd/echo,b.c/d-e_f", ("ann/x", "cmd/echo", "b.c/d-e_f")),
     ("max_runs", "7", 7),
     ("max_runs_per_user", "8", 8),
     ("queue_wait", "0", 0.0),
@@ -245,6 +247,10 @@ ADDRESS = "write HOST:PORT, such as 127.0.0.1:2222 or [::]:22"
         ("operators", "ann,Bob", "'Bob' is not a user name"),
         ("operators", "cmd", "'cmd' is not a user name"),
         ("operators", "ann\nbob", "is not a user name"),
+        *(
+            ("warm_commands", f"ann/x,{word}", "is not OWNER/NAME of a command")
+            for word in ("x", "/x", "ann/", "ann/x/y", "Ann/x", "public/x", "ann/:ls", "ann x")
+        ),
         ("network_allow", "10.0.0.0/8", "10.0.0.0/8"),
         ("network_allow", "10.0.0.1,example.com", "example.com"),
         ("network_allow", "10.0.0.1:0", "write ADDRESS or ADDRESS:PORT"),

@@ -144,6 +144,11 @@ class Runs:
         command = await self._commands.find(identity, name, Action.RUN)
         return command, self._parse(command)[0]
 
+    def needs(self, command: Command) -> tuple[Recipe, Limits, Network]:
+        """What a run of it has, where its caller asks for no less. DataError: it cannot run."""
+        script, recipe = self._parse(command)
+        return recipe, limits_of(script.metadata, self._limits), self._network(script)
+
     async def http(self, full_name: str) -> Http | None:
         """What a command (OWNER/NAME) says of itself over HTTP, whoever asks."""
         command = await self._commands.named(full_name)
