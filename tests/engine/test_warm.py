@@ -248,6 +248,41 @@ async def test_one_dropped_before_it_began_to_fill_fills_again() -> None:
     await warm.aclose()
 
 
+class Idle:
+    """Waits for a run, and does nothing else."""
+
+    alive = True
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    async def aclose(self) -> None:
+        self.alive = False
+
+
+async def test_another_kind_wanted_while_one_is_made_is_not_one_too_many() -> None:
+    room = asyncio.Semaphore(0)
+    made: list[Idle] = []
+
+    async def make(kind: str) -> Idle:
+        await room.acquire()
+        made.append(Idle(kind))
+        return made[-1]
+
+    warm: Warm[str, Idle] = Warm(make, 2)
+    assert warm.take("old") is None
+    assert warm.take("old") is None
+    room.release()
+    await until(lambda: len(warm) == 1)
+    assert warm.take("new") is None, "the second of the old ones is being made"
+    for _ in range(2):
+        room.release()
+    await until(lambda: warm._filling is None)
+    assert len(warm) == 2
+    assert [one.kind for one in made if one.alive] == ["old", "new"]
+    await warm.aclose()
+
+
 async def test_nothing_is_left_at_the_end(kit, tmp_path, recipe: Recipe) -> None:
     async with opened(settings_for(tmp_path, str(kit.base), warm=MOST)) as engine:
         await engine.build(recipe, quiet)
