@@ -239,11 +239,18 @@ async def test_the_script_finds_nothing_of_the_hand_over(lab: Lab) -> None:
         assert word not in rest
 
 
+MEMORY = r"""
+    memory() {
+        grep ' rw-p ' /proc/$PPID/maps | while read -r range rest; do
+            from=$((0x${range%-*} / 4096)); to=$((0x${range#*-} / 4096))
+            dd if=/proc/$PPID/mem bs=4096 skip=$from count=$((to - from)) 2>/dev/null
+        done
+    }
+"""
+"""Shell function that prints the waiter's."""
+
 FORGE = r"""
-    grep ' rw-p ' /proc/$PPID/maps | while read -r range rest; do
-        from=$((0x${range%-*} / 4096)); to=$((0x${range#*-} / 4096))
-        dd if=/proc/$PPID/mem bs=4096 skip=$from count=$((to - from)) 2>/dev/null
-    done | tr -c 0-9 '\n' | grep -xE '[0-9]{36,39}' | head -n 1 >/tmp/nonce
+    memory | tr -c 0-9 '\n' | grep -xE '[0-9]{36,39}' | head -n 1 >/tmp/nonce
     read -r nonce </tmp/nonce || { echo sealed; exit 77; }
     printf '\0%s 77\n' "$nonce" >&2
     printf '\0%s 77\n' "$nonce"
@@ -254,7 +261,7 @@ FORGE = r"""
 @pytest.mark.parametrize(
     ("script", "status"),
     [
-        (FORGE, 77),
+        (MEMORY + FORGE, 77),
         ("printf '\\0%s 0\\n' 0123456789abcdef0123456789abcdef >&2; exit 3", 3),
         ("(trap '' TERM HUP; exec sleep 300) & exit 4", 4),
         ("(exec <&- >&- 2>&-; exec sleep 300) & exit 5", 5),
@@ -269,6 +276,24 @@ async def test_an_end_that_is_forged_or_held_up_is_the_runs_own(
     taken, _, outcome = await ran(lab, script)
     assert (taken, outcome) == (one.attached.container, Outcome(status))
     assert (await ran(lab, "echo x"))[:2] == (two.attached.container, b"x\n")
+
+
+async def test_the_waiter_knows_no_other_runs_nonce(lab: Lab) -> None:
+    await warmed(lab, 2)
+    other = await start(lab, "echo ready; read x")
+    mine = await start(lab, f"{MEMORY} memory; exit 0")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            assert await anext(other.output()) == (1, b"ready\n")
+            told, outcome = await end(mine)
+    finally:
+        await other.aclose()
+        await mine.aclose()
+    assert outcome == Outcome(0)
+    ours, theirs = (job._trailers[1]._mark[1:-1] for job in (mine, other))
+    assert ours != theirs
+    assert theirs not in told
+    assert ours in told or not told, "its own, where memory can be read at all"
 
 
 @pytest.mark.parametrize("terminal", [None, Terminal("xterm", 80, 24)], ids=["pipes", "terminal"])

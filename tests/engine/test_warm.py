@@ -14,6 +14,7 @@ import pytest_asyncio
 from cmdsvc.engine import Layer
 from cmdsvc.engine.bubblewrap import BubblewrapEngine
 from cmdsvc.engine.bubblewrap.prepared import Kind, Prepared
+from cmdsvc.engine.bubblewrap.stubs import Stub
 from cmdsvc.engine.warm import IDLE, Warm
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Network, Outcome, Terminal
@@ -170,6 +171,26 @@ async def test_one_that_was_killed_is_not_missed(engine: BubblewrapEngine, recip
     for other in others:
         await other.stub.gone.wait()
     assert await run(engine, invocation(recipe, "echo y")) == (Outcome(0), b"y\n")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all of it", "the first inside"])
+async def test_one_that_was_killed_unnoticed_is_not_missed(
+    engine: BubblewrapEngine, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """As between the look whether it is there and the hand-over."""
+    one = await warmed(engine, recipe)
+    inside = next(pid for c in children(spawner_of(engine)) for pid in children(c))
+    if whole:
+        signal.pidfd_send_signal(one.stub.pidfd, signal.SIGKILL)
+    else:
+        os.kill(inside, signal.SIGKILL)
+    await until(lambda: not one.stub.alive)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stub, "alive", True)
+        assert one.alive
+        assert await run(engine, invocation(recipe, "echo x; exit 3")) == (Outcome(3), b"x\n")
+    await until(lambda: one not in waiting(engine))
+    await until(lambda: engine.warm > 0)
 
 
 async def test_a_layer_can_be_removed(engine: BubblewrapEngine, recipe: Recipe) -> None:
