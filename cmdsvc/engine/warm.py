@@ -165,6 +165,8 @@ class Warm(Generic[K, M]):
             await asyncio.sleep(DELAY)
             self._trim()
             while (kind := self._missing()) is not None:
+                if len(self._waiting) >= self._most:  # another kind was wanted more meanwhile
+                    self._trim()
                 try:
                     made = await self._make(kind)
                 except (CmdError, LookupError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,3 +103,22 @@ def place(tmp_path: Path) -> Path:
     """A new folder for another engine, below one that only this user can enter."""
     tmp_path.chmod(0o700)
     return tmp_path / "engine"
+
+
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The probe as a program that needs no library."""
+    program = tmp_path_factory.mktemp("probe") / "probe"
+    source = Path(__file__).with_name("probe.c")
+    try:
+        subprocess.run(
+            ["gcc", "-std=gnu11", "-O1", "-static", "-o", program, source],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:
+        unavailable("no C compiler (apt-get install gcc libc6-dev)")
+    except subprocess.CalledProcessError as error:
+        unavailable(f"the probe cannot be built: {error.stderr}")
+    return program.read_bytes()

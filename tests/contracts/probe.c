@@ -4,8 +4,9 @@
  *
  *     probe MODE [FILE PORT ABSTRACT PID SHMKEY]
  *
- * MODE is "all", "terminal", or "share" (makes what another run must not find, says "ready", and
- * stays until its stdin ends). One line a probe on stdout, "NAME<TAB>allowed<TAB>0" or
+ * MODE is "all", "terminal", "share" (makes what another run must not find, says "ready", and
+ * stays until its stdin ends), or "full" (lets nobody wait for room in its output, and ends when
+ * there is none left). One line a probe on stdout, "NAME<TAB>allowed<TAB>0" or
  * "NAME<TAB>denied<TAB>ERRNO", and "end" when all were tried. Each is tried in a process of its
  * own: a signal is "killed". Arguments are valid wherever they can be, so that an error tells of a
  * refusal and not of a bad argument. Nothing here does harm where it is allowed.
@@ -16,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/perf_event.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -436,6 +438,22 @@ static int share(void)
     return 0;
 }
 
+static int full(void)
+{
+    for (int fd = 2; fd > 0; fd--) {
+        struct pollfd room = { fd, POLLOUT, 0 };
+        if (fcntl(fd, F_SETFL, O_WRONLY | O_NONBLOCK) < 0)
+            return 1;
+        do {
+            while (write(fd, buffer, sizeof buffer) > 0)
+                ;
+            if (errno != EAGAIN)
+                return 2;
+        } while (poll(&room, 1, 500) > 0);
+    }
+    return 7;
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 6) {
@@ -445,6 +463,8 @@ int main(int argc, char **argv)
     const char *mode = argc > 1 ? argv[1] : "all";
     if (!strcmp(mode, "share"))
         return share();
+    if (!strcmp(mode, "full"))
+        return full();
     if (!strcmp(mode, "terminal")) {
         struct termios quiet;
         tcgetattr(0, &quiet);

@@ -233,6 +233,21 @@ async def test_odd_sizes_do_no_harm(lab: Lab, size: tuple[int, int]) -> None:
         assert (await talk.end()).outcome == Outcome(0)
 
 
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("stty olcuc; exit 3", 3),
+        ("stty -opost; exit 3", 3),
+        ("stty tostop; set -m; sh -c 'kill -KILL $PPID'", 137),
+    ],
+    ids=["capitals", "raw", "another's"],
+)
+async def test_a_terminal_left_in_an_odd_state(lab: Lab, script: str, status: int) -> None:
+    async with lab.job(script, terminal=TERMINAL) as job:
+        result = await Transcript(job).end()
+    assert (result.status, result.stdout) == (status, b"")
+
+
 async def test_job_control(lab: Lab) -> None:
     # It tells when it is in the foreground, and when it is there again; the halves of the words
     # keep what is typed from being taken for it.

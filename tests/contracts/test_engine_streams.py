@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from cmdsvc.model import Outcome
+from cmdsvc.model import Outcome, Terminal
 from tests.contracts import engine_host as host
 from tests.contracts.engine_lab import MB, PATIENCE, Lab, Transcript, feed, marker
 
@@ -93,6 +93,19 @@ async def test_all_that_was_written_comes_before_the_end(lab: Lab) -> None:
     for _ in range(5):
         result = await lab.run(script)
         assert (len(result.stdout), len(result.stderr)) == (900 * 1024, 50 * 1024)
+
+
+@pytest.mark.parametrize("terminal", [None, Terminal("xterm", 80, 24)], ids=["pipes", "terminal"])
+async def test_output_left_full_by_a_program_that_does_not_wait(
+    lab: Lab, probe: bytes, terminal: Terminal | None
+) -> None:
+    """As programs do that make their streams non-blocking: the word of its end finds room too."""
+    mark = marker()
+    async with lab.job(probe, "full", mark, terminal=terminal) as job:
+        await host.until(lambda: host.with_argument(mark))
+        await host.gone(lambda: host.with_argument(mark))
+        result = await Transcript(job).end()
+    assert result.outcome == Outcome(7)
 
 
 async def test_64_mb_out_do_not_grow_the_memory(lab: Lab) -> None:

@@ -87,25 +87,6 @@ class Outside:
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The probe as a program that needs no library."""
-    program = tmp_path_factory.mktemp("probe") / "probe"
-    source = Path(__file__).with_name("probe.c")
-    try:
-        subprocess.run(
-            ["gcc", "-std=gnu11", "-O1", "-static", "-o", program, source],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    except FileNotFoundError:
-        unavailable("no C compiler (apt-get install gcc libc6-dev)")
-    except subprocess.CalledProcessError as error:
-        unavailable(f"the probe cannot be built: {error.stderr}")
-    return program.read_bytes()
-
-
-@pytest.fixture(scope="module")
 def outside() -> Iterator[Outside]:
     """A file that all may read, listeners, and a process with a secret."""
     with tempfile.TemporaryDirectory(prefix="outside-") as name, on_the_host(Path(name)) as things:

@@ -99,9 +99,12 @@ def client(host: str) -> Iterator[docker.DockerClient]:
 
 @contextlib.asynccontextmanager
 async def lab(
-    host: str, folder: Path, kit: Kit, mirror: Server, *, warm: int = 0
+    host: str, folder: Path, kit: Kit, mirror: Server, *, warm: int = 0, through: str = ""
 ) -> AsyncIterator[Lab]:
-    """An open engine with its bare base built; all that it made is removed afterwards."""
+    """An open engine with its bare base built; all that it made is removed afterwards.
+
+    It reaches the Docker engine at `host` by another way where `through` says one.
+    """
     settings = EngineSettings(
         data_dir=folder,
         instance=f"test-{secrets.token_hex(6)}",
@@ -114,7 +117,7 @@ async def lab(
         build_timeout=60,
         warm=warm,
     )
-    engine = DockerEngine(settings, host)
+    engine = DockerEngine(settings, through or host)
     with client(host) as looking:
         await engine.open()
         try:

@@ -17,7 +17,7 @@ from cmdsvc.engine.docker.http import Stream
 from cmdsvc.engine.docker.prepared import Prepared
 from cmdsvc.engine.docker.sandbox import SCRIPT_ROOM
 from cmdsvc.errors import EngineError
-from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, Limits, Network, Outcome, Terminal
+from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, Limits, Network, Outcome, Reason, Terminal
 from cmdsvc.recipe import Recipe
 from cmdsvc.relay import Job
 from tests.engine import dockerlab
@@ -239,11 +239,18 @@ async def test_the_script_finds_nothing_of_the_hand_over(lab: Lab) -> None:
         assert word not in rest
 
 
+MEMORY = r"""
+    memory() {
+        grep ' rw-p ' /proc/$PPID/maps | while read -r range rest; do
+            from=$((0x${range%-*} / 4096)); to=$((0x${range#*-} / 4096))
+            dd if=/proc/$PPID/mem bs=4096 skip=$from count=$((to - from)) 2>/dev/null
+        done
+    }
+"""
+"""Shell function that prints the waiter's."""
+
 FORGE = r"""
-    grep ' rw-p ' /proc/$PPID/maps | while read -r range rest; do
-        from=$((0x${range%-*} / 4096)); to=$((0x${range#*-} / 4096))
-        dd if=/proc/$PPID/mem bs=4096 skip=$from count=$((to - from)) 2>/dev/null
-    done | tr -c 0-9a-f '\n' | grep -xE '[0-9a-f]{32}' | head -n 1 >/tmp/nonce
+    memory | tr -c 0-9 '\n' | grep -xE '[0-9]{36,39}' | head -n 1 >/tmp/nonce
     read -r nonce </tmp/nonce || { echo sealed; exit 77; }
     printf '\0%s 77\n' "$nonce" >&2
     printf '\0%s 77\n' "$nonce"
@@ -254,7 +261,7 @@ FORGE = r"""
 @pytest.mark.parametrize(
     ("script", "status"),
     [
-        (FORGE, 77),
+        (MEMORY + FORGE, 77),
         ("printf '\\0%s 0\\n' 0123456789abcdef0123456789abcdef >&2; exit 3", 3),
         ("(trap '' TERM HUP; exec sleep 300) & exit 4", 4),
         ("(exec <&- >&- 2>&-; exec sleep 300) & exit 5", 5),
@@ -269,6 +276,47 @@ async def test_an_end_that_is_forged_or_held_up_is_the_runs_own(
     taken, _, outcome = await ran(lab, script)
     assert (taken, outcome) == (one.attached.container, Outcome(status))
     assert (await ran(lab, "echo x"))[:2] == (two.attached.container, b"x\n")
+
+
+async def test_the_waiter_knows_no_other_runs_nonce(lab: Lab) -> None:
+    await warmed(lab, 2)
+    other = await start(lab, "echo ready; read x")
+    mine = await start(lab, f"{MEMORY} memory; exit 0")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            assert await anext(other.output()) == (1, b"ready\n")
+            told, outcome = await end(mine)
+    finally:
+        await other.aclose()
+        await mine.aclose()
+    assert outcome == Outcome(0)
+    ours, theirs = (job._trailers[1]._mark[1:-1] for job in (mine, other))
+    assert ours != theirs
+    assert theirs not in told
+    assert ours in told or not told, "its own, where memory can be read at all"
+
+
+@pytest.mark.parametrize("terminal", [None, Terminal("xterm", 80, 24)], ids=["pipes", "terminal"])
+async def test_an_end_that_is_not_told_is_an_error(lab: Lab, terminal: Terminal | None) -> None:
+    (one,) = await warmed(lab, terminal=terminal)
+    job = await start(lab, "echo out; kill -VTALRM $PPID; sleep 60", terminal=terminal)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(EngineError, match="without telling how its run did") as it:
+                await end(job)
+    finally:
+        await job.aclose()
+    assert job._container == one.attached.container
+    assert it.value.exit_status == 125
+    assert "\n" not in str(it.value)
+    assert (await ran(lab, "echo x"))[1:] == (b"x\n", Outcome(0))
+
+
+async def test_a_kill_takes_the_waiters_word_and_is_told_as_one(lab: Lab) -> None:
+    (one,) = await warmed(lab)
+    taken, out, outcome = await ran(lab, "echo out; kill -KILL $PPID; sleep 60")
+    assert (taken, out) == (one.attached.container, b"out\n")
+    assert outcome == Outcome(137, Reason.SIGNAL)
 
 
 async def test_those_for_the_network(lab: Lab) -> None:

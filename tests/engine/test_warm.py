@@ -15,6 +15,7 @@ import pytest_asyncio
 from cmdsvc.engine import Layer
 from cmdsvc.engine.bubblewrap import BubblewrapEngine
 from cmdsvc.engine.bubblewrap.prepared import Kind, Prepared
+from cmdsvc.engine.bubblewrap.stubs import Stub
 from cmdsvc.engine.warm import IDLE, Warm
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Network, Outcome, Terminal
@@ -171,6 +172,26 @@ async def test_one_that_was_killed_is_not_missed(engine: BubblewrapEngine, recip
     for other in others:
         await other.stub.gone.wait()
     assert await run(engine, invocation(recipe, "echo y")) == (Outcome(0), b"y\n")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all of it", "the first inside"])
+async def test_one_that_was_killed_unnoticed_is_not_missed(
+    engine: BubblewrapEngine, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """As between the look whether it is there and the hand-over."""
+    one = await warmed(engine, recipe)
+    inside = next(pid for c in children(spawner_of(engine)) for pid in children(c))
+    if whole:
+        signal.pidfd_send_signal(one.stub.pidfd, signal.SIGKILL)
+    else:
+        os.kill(inside, signal.SIGKILL)
+    await until(lambda: not one.stub.alive)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stub, "alive", True)
+        assert one.alive
+        assert await run(engine, invocation(recipe, "echo x; exit 3")) == (Outcome(3), b"x\n")
+    await until(lambda: one not in waiting(engine))
+    await until(lambda: engine.warm > 0)
 
 
 async def test_a_layer_can_be_removed(engine: BubblewrapEngine, recipe: Recipe) -> None:
@@ -371,6 +392,29 @@ async def test_what_cannot_be_made_is_told_once(caplog: pytest.LogCaptureFixture
     assert warm.take("a") is not None
     assert await kinds(warm) == []
     assert caplog.text.count("no room") == 2
+    await warm.aclose()
+
+
+async def test_another_kind_wanted_while_one_is_made_is_not_one_too_many() -> None:
+    room = asyncio.Semaphore(0)
+    made: list[Member] = []
+
+    async def slowly(kind: str) -> Member:
+        await room.acquire()
+        made.append(Member(kind))
+        return made[-1]
+
+    warm: Warm[str, Member] = Warm(slowly, 2)
+    assert warm.take("old") is None
+    assert warm.take("old") is None
+    room.release()
+    await until(lambda: len(warm) == 1)
+    assert warm.take("new") is None, "the second of the old ones is being made"
+    for _ in range(2):
+        room.release()
+    await until(lambda: warm._filling is None)
+    assert len(warm) == 2
+    assert [one.kind for one in made if one.alive] == ["old", "new"]
     await warm.aclose()
 
 

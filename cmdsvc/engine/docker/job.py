@@ -44,6 +44,9 @@ noted yet that memory ran out (it took 10 to 40 ms)."""
 _STATS_TIMEOUT: Final = 2.0
 """Seconds."""
 
+_KILLED: Final = 137
+"""A container's status after SIGKILL: sent by somebody, or by the kernel where memory ran out."""
+
 _NUMBERS: Final = frozenset(int(number) for number in Signals)
 
 
@@ -154,12 +157,12 @@ class DockerJob:
 
     async def _conclude(self) -> Outcome:
         if self._closing is not None and self._status is None:
-            return Outcome(137, Reason.SIGNAL, "killed")
+            return Outcome(_KILLED, Reason.SIGNAL, "killed")
         status = self._status
         if status is None:
             status = await self._ended()
-        if status == 137 and await self._out_of_memory():
-            return Outcome(137, Reason.MEMORY, "out of memory; let it use less")
+        if status == _KILLED and await self._out_of_memory():
+            return Outcome(_KILLED, Reason.MEMORY, "out of memory; let it use less")
         reason = Reason.SIGNAL if status - 128 in _NUMBERS else Reason.EXIT
         return Outcome(status, reason)
 
@@ -170,7 +173,7 @@ class DockerJob:
         except ApiError as error:
             raise _lost() from error
         self._gone = True
-        if status == 137 and not self._killed and await self._killed_by_engine():
+        if status == _KILLED and not self._killed and await self._killed_by_engine():
             raise _lost()
         return status
 
@@ -257,6 +260,16 @@ class HandedJob(DockerJob):
             if data := trailer.rest():
                 yield fd, data
         self._attached.stream.close()  # lets go whoever waits for the program to read
+
+    async def _ended(self) -> int:
+        """The container's own status, where a kill took the waiter's word."""
+        status = await super()._ended()
+        if status != _KILLED and self._closing is None:
+            raise EngineError(
+                "the sandbox ended without telling how its run did",
+                "its output may be incomplete, run it again",
+            )
+        return status
 
     @property
     def _status(self) -> int | None:

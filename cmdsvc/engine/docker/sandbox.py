@@ -232,7 +232,8 @@ async def give(api: Api, waiting: Attached, invocation: Invocation) -> Handed:
 
     EndedError where the program has not begun, unless the engine died just then.
     """
-    nonce = secrets.token_hex(16).encode()
+    # Digits: a terminal may be left in a state where it makes capitals of letters.
+    nonce = b"%d" % secrets.randbits(128)
     data = hand_over(invocation.argv, invocation.env, invocation.script, nonce)
     if (terminal := invocation.terminal) is not None:
         with suppress(ApiError):  # it has just ended

@@ -34,10 +34,13 @@ GO: Final = b"G"
 # (trap :), the program has the default disposition again. The shell's own remarks ("Terminated")
 # go to /dev/null, 3 is the real stderr. Until the line came a terminal is raw: no echo, no limit.
 # The script's file is made beforehand, which saves a fork at hand-over, and written through 4, as
-# nobody may open it for writing. As long as it has not printed G nothing has begun. That a program cannot be executed is told by env or the shell: 126
-# or 127. What the program left running is killed and waited for before its end is told. Then it
-# sleeps: the engine's tear-down of a container that ends would have the processor before the caller
-# has the end. One line, for it shows in listings of processes.
+# nobody may open it for writing. As long as it has not printed G nothing has begun. That a program
+# cannot be executed is told by env or the shell: 126 or 127. What the program left running is
+# killed and waited for before its end is told. It is told through a stream that is opened anew
+# where the program's is full and was made non-blocking, and (trap 22, SIGTTOU) also in a terminal
+# that the program left to another process group and that stops whoever else writes. Then it sleeps:
+# the engine's tear-down of a container that ends would have the processor before the caller has the
+# end. One line, for it shows in listings of processes.
 WAITER: Final = "; ".join(
     (
         r"umask 022; trap : 1 2 3 4 6 8 10 11 12 13 14 15; N=$(printf '\n.'); N=${N%.}",
@@ -46,9 +49,10 @@ WAITER: Final = "; ".join(
         'IFS= read -r l || exit 125; eval "$l"; l=; exec 4>&-',
         '[ "$t" ] && stty "$t"; printf G || exit 125',
         '(exec "$@" 2>&3 3>&-); r=$?',
-        "kill -9 -1 && while kill -0 -1; do :; done",
-        r"""[ "$t" ] || printf '\0%s %s\n' "$n" "$r" >&3""",
-        r"""printf '\0%s %s\n' "$n" "$r"; sleep 1; exit $r""",
+        "trap '' 22; kill -9 -1 && while kill -0 -1; do :; done",
+        r"""end() { printf '\0%s %s\n' "$n" "$r"; }""",
+        '[ "$t" ] || end >&3 || end >/proc/self/fd/3',
+        "end || end >/proc/self/fd/1; sleep 1; exit $r",
     )
 )
 
