@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmdsvc.engine.docker.waiter import LINE, Trailer, hand_over, quoted
+from cmdsvc.engine.docker.waiter import BLOCK, GO, LINE, Trailer, hand_over, quoted
 from cmdsvc.model import SEARCH_PATH
 
 NONCE = b"0123456789abcdef"
 TRAILER = b"\0" + NONCE + b" "
 SHELLS = [shell for shell in ("dash", "busybox") if shutil.which(shell)] or ["sh"]
 
-READER = 'N=\'\n\'; exec 4>"$0"; IFS= read -r l; eval "$l"; exec 4>&-; exec "$@"'
-"""What the waiter does with its line, without the sandbox around it."""
+SHELLS_ENVIRONMENT = {"PATH": SEARCH_PATH.decode()}
 
 
 def handed(
@@ -31,17 +30,36 @@ def handed(
     script: bytes | None = None,
     stdin: bytes = b"",
 ) -> tuple[bytes, bytes]:
-    """What the program wrote, and the script that arrived."""
+    """What the program wrote, and the script that arrived.
+
+    The shell waits as in a container, but without killing all that it may.
+    """
+    line, block = hand_over(argv, env, script, NONCE)
+    line = line.replace(b"kill -9 -1 && while kill -0 -1; do :; done; ", b"")
     command = [shell, "sh"] if shell == "busybox" else [shell]
-    done = subprocess.run(
-        [*command, "-c", READER, place],
-        input=hand_over(argv, env, script, NONCE) + stdin,
-        capture_output=True,
-        check=True,
-        env={"PATH": SEARCH_PATH.decode()},
-        timeout=30,
-    )
-    return done.stdout, place.read_bytes()
+    begin = f'exec 3>&2 4>"$0"; exec {" ".join(command)} +i -s ""'
+    with subprocess.Popen(
+        [*command, "-c", begin, place],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=SHELLS_ENVIRONMENT,
+        bufsize=0,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(line)
+        process.stdin.flush()
+        if block:
+            assert process.stdout.read(1) == BLOCK
+            process.stdin.write(block)
+            process.stdin.flush()
+        assert process.stdout.read(1) == GO
+        out, _ = process.communicate(stdin, timeout=30)
+    trailer = Trailer(NONCE)
+    out = trailer.feed(out)
+    assert trailer.status == 0
+    return out, place.read_bytes()
 
 
 @pytest.fixture(params=SHELLS)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from cmdsvc.engine import Invocation
 from cmdsvc.engine.docker.http import Api, ApiError, Stream
 from cmdsvc.engine.docker.seccomp import profile
-from cmdsvc.engine.docker.waiter import FOLDER, GO, READY, WAITER, hand_over
+from cmdsvc.engine.docker.waiter import BLOCK, FOLDER, GO, READY, WAITER, hand_over
 from cmdsvc.errors import EngineError
 from cmdsvc.model import SEARCH_PATH, WORK_DIR, Limits, Terminal
 
@@ -234,12 +234,15 @@ async def give(api: Api, waiting: Attached, invocation: Invocation) -> Handed:
     """
     # Digits: a terminal may be left in a state where it makes capitals of letters.
     nonce = b"%d" % secrets.randbits(128)
-    data = hand_over(invocation.argv, invocation.env, invocation.script, nonce)
+    line, block = hand_over(invocation.argv, invocation.env, invocation.script, nonce)
     if (terminal := invocation.terminal) is not None:
         with suppress(ApiError):  # it has just ended
             await resize(api, waiting.container, terminal.columns, terminal.rows)
     async with api.bounded(_GIVE_TIMEOUT):
-        await waiting.stream.write(data)
+        await waiting.stream.write(line)
+        if block:
+            await _expect(waiting.frames, BLOCK)
+            await waiting.stream.write(block)
         return Handed(waiting, nonce, await _expect(waiting.frames, GO))
 
 

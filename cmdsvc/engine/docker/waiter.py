@@ -1,9 +1,9 @@
 """How a run is handed to a container that waits for it; pure.
 
 A container is made before it is known what it will run: JSON, in which containers are made, cannot
-carry arguments of any bytes. Its first process, the waiter, prints R, reads one line, evaluates it,
-runs the program that the line names as its child, and writes a trailer. Works in busybox ash and
-dash; it needs env, dd, chmod, and stty for a terminal, which the bases have.
+carry arguments of any bytes. Its first process, the waiter, prints R and reads what to do: one line of
+shell text that runs the program as its child and writes a trailer. Works in busybox ash and dash; it
+needs env, dd, chmod, and stty for a terminal, which the bases have.
 """
 
 from __future__ import annotations
@@ -22,39 +22,50 @@ GROUP: Final = f"{FOLDER}/group"
 """Holds the number of the process group that signals go to."""
 
 LINE: Final = 3000
-"""Bytes: what is longer goes as counted blocks, for `read` takes a system call per byte."""
+"""Bytes of a script above which it goes as a block: a shell makes several copies of a word."""
 
 READY: Final = b"R"
 """What a waiter prints when it can be handed a run."""
 
+BLOCK: Final = b"B"
+"""What it prints when it can be handed the script, where that is a block."""
+
 GO: Final = b"G"
 """What it prints just before the program begins, in a terminal that is set up again."""
 
-# It runs below an init that passes signals on to the whole process group: the waiter survives them
-# (trap :), the program has the default disposition again. The shell's own remarks ("Terminated")
-# go to /dev/null, 3 is the real stderr. Until the line came a terminal is raw: no echo, no limit.
 # The script's file is made beforehand, which saves a fork at hand-over, and written through 4, as
-# nobody may open it for writing. As long as it has not printed G nothing has begun. That a program
-# cannot be executed is told by env or the shell: 126 or 127. What the program left running is
-# killed and waited for before its end is told. It is told through a stream that is opened anew
-# where the program's is full and was made non-blocking, and (trap 22, SIGTTOU) also in a terminal
-# that the program left to another process group and that stops whoever else writes. Then it sleeps:
-# the engine's tear-down of a container that ends would have the processor before the caller has the
-# end. One line, for it shows in listings of processes.
+# nobody may open it for writing. The shell's own remarks ("Terminated") go to /dev/null, 3 is the real
+# stderr. Until the line came a terminal is raw: no echo, no limit. The shell that waits then takes what
+# it is to do as its script: so it reads a kilobyte at once, where `read` takes a system call per byte.
+# It may have read too far: nothing is sent behind the line before it has answered. Without +im a shell
+# would take a terminal for somebody at work there.
 WAITER: Final = "; ".join(
     (
-        r"umask 022; trap : 1 2 3 4 6 8 10 11 12 13 14 15; N=$(printf '\n.'); N=${N%.}",
-        "exec 3>&2 2>/dev/null; t=; [ -t 0 ] && t=$(stty -g) && stty raw -echo",
+        "umask 022; exec 3>&2 2>/dev/null; t=; [ -t 0 ] && t=$(stty -g) && stty raw -echo",
         f"exec 4>{FOLDER}/main && chmod 555 {FOLDER}/main && echo $$ >{GROUP} && printf R || exit 125",
-        'IFS= read -r l || exit 125; eval "$l"; l=; exec 4>&-',
-        '[ "$t" ] && stty "$t"; printf G || exit 125',
-        '(exec "$@" 2>&3 3>&-); r=$?',
-        "trap '' 22; kill -9 -1 && while kill -0 -1; do :; done",
-        r"""end() { printf '\0%s %s\n' "$n" "$r"; }""",
-        '[ "$t" ] || end >&3 || end >/proc/self/fd/3',
-        "end || end >/proc/self/fd/1; sleep 1; exit $r",
+        f'exec env -i PATH={SEARCH_PATH.decode()} /bin/sh +im -s "$t"',
     )
 )
+
+# It runs below an init that passes signals on to the whole process group: the waiter survives them
+# (trap :), the program has the default disposition again. As long as it has not printed G nothing has
+# begun. That a program cannot be executed is told by env or the shell: 126 or 127. What the program
+# left running is killed and waited for before its end is told. It is told through a stream that is
+# opened anew where the program's is full and was made non-blocking, and (trap 22, SIGTTOU) also in a
+# terminal that the program left to another process group and that stops whoever else writes. Then it
+# sleeps: the engine's tear-down of a container that ends would have the processor before the caller
+# has the end.
+_BEGIN: Final = b"trap : 1 2 3 4 6 8 10 11 12 13 14 15; t=$1; n="
+_RUN: Final = b"""exec 4>&-; [ "$t" ] && stty "$t"; printf G || exit 125; """
+_END: Final = rb"""; r=$?; trap '' 22; kill -9 -1 && while kill -0 -1; do :; done; end() { printf '\0%s %s\n' "$n" "$r"; }; [ "$t" ] || end >&3 || end >/proc/self/fd/3; end || end >/proc/self/fd/1; sleep 1; exit $r
+"""
+
+_VARIABLE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9_]*")
+_SHELLS_OWN: Final = frozenset(
+    b"ATTY ENV EPOCHREALTIME EPOCHSECONDS FUNCNAME HISTFILE HISTSIZE IFS LINENO MAIL MAILPATH OLDPWD"
+    b" OPTARG OPTIND PPID PS1 PS2 PS4 PWD RANDOM SHLVL".split()
+)
+"""Names that mean something to one of the shells, which may not take or keep any value."""
 
 
 def quoted(text: bytes) -> bytes:
@@ -66,23 +77,37 @@ def quoted(text: bytes) -> bytes:
 
 def hand_over(
     argv: Sequence[bytes], env: Mapping[bytes, bytes], script: bytes | None, nonce: bytes
-) -> bytes:
-    """What to write before the run's stdin: one line, and two counted blocks where it is much.
+) -> tuple[bytes, bytes]:
+    """What to write before the run's stdin: a line, and a block once BLOCK was heard; b"" for none."""
+    block = b""
+    put = b""
+    if script and (len(script) > LINE or b"\0" in script):
+        block = script
+        put = b"; printf B; dd bs=%d count=1 iflag=fullblock >&4 || exit 125" % len(script)
+    elif script:
+        put = b"; printf %s " + quoted(script) + b" >&4"
+    set_up = b""
+    if argv[0] == SCRIPT_PATH and (script or b"").startswith(b"#!") and all(map(_exported, env)):
+        # The shell would do what env does, but take a file without #! for a script of its own.
+        variables = (b" " + name + b"=" + quoted(value) for name, value in env.items())
+        set_up = b"unset SHLVL PATH; export" + b"".join(variables) + b"; "
+        arguments = b"set -- " + b" ".join(map(quoted, argv))
+    else:
+        arguments = _arguments(argv, env)
+    run = b'(%sexec "$@" 2>&3 3>&-)' % set_up
+    return b"".join((_BEGIN, nonce, put, b"; ", arguments, b"; ", _RUN, run, _END)), block
 
-    `env` of any names: through env(1), as a shell would not export all of them.
-    """
-    arguments = _arguments(argv, env)
-    begin = b"n=" + nonce
-    if len(arguments) + len(script or b"") < LINE and b"\0" not in (script or b""):
-        put = [b"printf %s " + _lineless(quoted(script)) + b" >&4"] if script else []
-        return b"; ".join([begin, *put, _lineless(arguments)]) + b"\n"
-    take = b'eval "$(' + _block(len(arguments)) + b')"'
-    put = [_block(len(script)) + b" >&4 || exit 125"] if script else []
-    return b"; ".join([begin, take, *put]) + b"\n" + arguments + (script or b"")
+
+def _exported(name: bytes) -> bool:
+    """Whether each of the shells hands it on as it was given."""
+    return bool(_VARIABLE.fullmatch(name)) and name not in _SHELLS_OWN
 
 
 def _arguments(argv: Sequence[bytes], env: Mapping[bytes, bytes]) -> bytes:
-    """Shell text that makes the positional parameters what is to be executed."""
+    """Shell text that makes the positional parameters what is to be executed.
+
+    `env` of any names: through env(1), as a shell would not export all of them.
+    """
     program, *rest = argv
     find = b""
     first = quoted(program)
@@ -103,15 +128,6 @@ def _arguments(argv: Sequence[bytes], env: Mapping[bytes, bytes]) -> bytes:
         missing = quoted(b'echo "$0: not found" >&2; exit 127')
         setting += b'; [ "$p" ] || set -- /bin/sh -c ' + missing + b" " + quoted(program)
     return find + setting
-
-
-def _block(size: int) -> bytes:
-    return b"dd bs=%d count=1 iflag=fullblock" % size
-
-
-def _lineless(words: bytes) -> bytes:
-    """Quoted words without a line break: $N is one."""
-    return words.replace(b"\n", b"'\"$N\"'")
 
 
 class Trailer:
