@@ -23,7 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.model import PUBLIC, Door, Outcome, Run
-from cmdsvc.service.runs import run_id
+from cmdsvc.service.invocation import run_id
 from cmdsvc.store import Store, open_store
 from tests.store.postgres import NoPostgresError, server
 

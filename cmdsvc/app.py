@@ -32,6 +32,7 @@ from cmdsvc.service.environment import Environment
 from cmdsvc.service.figures import Figures
 from cmdsvc.service.health import Health
 from cmdsvc.service.hooks import Hooks
+from cmdsvc.service.invocation import Invocations
 from cmdsvc.service.keeping import Keeping
 from cmdsvc.service.notices import Notices
 from cmdsvc.service.prewarm import Prewarm
@@ -215,14 +216,14 @@ async def serve(settings: Settings) -> int:
         identities = open_identities(settings)
         stack.push_async_callback(identities.published.aclose)
         sharing = Sharing(store, commands, sealer.hash, identities.ring.knows)
+        invocations = Invocations(engine, commands, env, settings.limits)
         runs = Runs(
             store,
             engine,
             builds,
             commands,
-            env,
+            invocations,
             figures=figures,
-            limits=settings.limits,
             admission=Admission(settings.max_runs, settings.max_runs_per_user, settings.queue_wait),
             output_max=settings.output_max,
         )
@@ -318,7 +319,7 @@ async def serve(settings: Settings) -> int:
         stack.push_async_callback(web.aclose)
         await deliveries.start()
         await stack.enter_async_context(schedules.working())
-        prewarm = Prewarm(engine, builds, commands, runs)
+        prewarm = Prewarm(engine, builds, commands, invocations)
         await stack.enter_async_context(
             prewarm.working(settings.warm_commands if settings.warm else ())
         )

@@ -19,7 +19,8 @@ from datetime import UTC, datetime, timedelta
 from cmdsvc.errors import BusyError, CmdError, EngineError, InternalError
 from cmdsvc.model import Delivery, Door, Identity, Outcome, Reason, State, Via
 from cmdsvc.relay import Event
-from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.invocation import Request
+from cmdsvc.service.runs import Runs
 from cmdsvc.store import Store
 
 log = logging.getLogger("cmdsvc.delivery")

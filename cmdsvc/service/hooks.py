@@ -18,7 +18,7 @@ from cmdsvc.errors import BusyError, DataError, InternalError, NotFoundError, Us
 from cmdsvc.model import Delivery, Hook, Identity, check_name, valid_name
 from cmdsvc.sealing import Sealer
 from cmdsvc.service.commands import Commands
-from cmdsvc.service.runs import run_id
+from cmdsvc.service.invocation import run_id
 from cmdsvc.service.schemes import (
     ALGORITHMS,
     ENCODINGS,

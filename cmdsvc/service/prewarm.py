@@ -11,7 +11,7 @@ from cmdsvc.engine import Engine
 from cmdsvc.errors import CmdError, NotFoundError
 from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands
-from cmdsvc.service.runs import Runs
+from cmdsvc.service.invocation import Invocations
 
 log = logging.getLogger("cmdsvc")
 
@@ -22,11 +22,13 @@ AGAIN = 180.0
 
 
 class Prewarm:
-    def __init__(self, engine: Engine, builds: Builds, commands: Commands, runs: Runs) -> None:
+    def __init__(
+        self, engine: Engine, builds: Builds, commands: Commands, invocations: Invocations
+    ) -> None:
         self._engine = engine
         self._builds = builds
         self._commands = commands
-        self._runs = runs
+        self._invocations = invocations
         self._building = asyncio.Lock()
         """One build at a time: those that somebody waits for have room beside it."""
 
@@ -63,7 +65,7 @@ class Prewarm:
             raise NotFoundError(
                 "there is no such command", "create it, or take it out of CMDSVC_WARM_COMMANDS"
             )
-        recipe, limits, network = self._runs.needs(command)
+        recipe, limits, network = self._invocations.needs(command)
         try:
             await self._engine.expect(recipe, limits, network)
         except LookupError:

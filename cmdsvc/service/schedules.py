@@ -16,7 +16,7 @@ from cmdsvc.cron import Cron
 from cmdsvc.errors import CmdError, UsageError
 from cmdsvc.model import Delivery, Identity, Schedule
 from cmdsvc.service.commands import Commands
-from cmdsvc.service.runs import run_id
+from cmdsvc.service.invocation import run_id
 from cmdsvc.store import Arrival, Store, Ticked
 
 log = logging.getLogger("cmdsvc.schedule")

@@ -13,7 +13,7 @@ from cmdsvc.access import Action
 from cmdsvc.errors import CmdError, ForbiddenError, NotFoundError, UsageError
 from cmdsvc.model import Identity
 from cmdsvc.service.commands import Commands
-from cmdsvc.service.runs import Request
+from cmdsvc.service.invocation import Request
 
 RECEIVE = "git-receive-pack"
 FETCHING = frozenset({"git-upload-pack", "git-upload-archive"})

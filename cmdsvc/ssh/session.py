@@ -14,7 +14,7 @@ import asyncssh
 from cmdsvc.errors import CmdError, UsageError, one_line
 from cmdsvc.model import Door, Identity, Outcome, Terminal
 from cmdsvc.relay import CallerGone, Event, Resize, Signal
-from cmdsvc.service.runs import Request
+from cmdsvc.service.invocation import Request
 from cmdsvc.ssh import git
 from cmdsvc.ssh.agent import ForwardedAgent
 from cmdsvc.ssh.builtins import dispatch

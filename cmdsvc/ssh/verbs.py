@@ -20,9 +20,10 @@ from cmdsvc.service.commands import Commands
 from cmdsvc.service.editor import Editor
 from cmdsvc.service.environment import Environment
 from cmdsvc.service.hooks import Hooks
+from cmdsvc.service.invocation import Request
 from cmdsvc.service.keeping import Keeping
 from cmdsvc.service.notices import Notices
-from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.runs import Runs
 from cmdsvc.service.schedules import Schedules
 from cmdsvc.service.sharing import Sharing
 from cmdsvc.service.top import Top

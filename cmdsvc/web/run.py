@@ -13,7 +13,8 @@ from cmdsvc.metadata import Http
 from cmdsvc.model import Command, Door
 from cmdsvc.script import Script
 from cmdsvc.service.answers import Answers, Ticket
-from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.invocation import Request
+from cmdsvc.service.runs import Runs
 from cmdsvc.web import cgi, websocket
 from cmdsvc.web.ahead import FILE_MAX, Ahead
 from cmdsvc.web.asked import Asked

@@ -18,7 +18,8 @@ from cmdsvc.errors import BusyError, CmdError, UsageError, one_line
 from cmdsvc.metadata import Http
 from cmdsvc.model import Door, Reason, Terminal
 from cmdsvc.relay import CallerGone, Event, Resize, Signal
-from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.invocation import Request
+from cmdsvc.service.runs import Runs
 from cmdsvc.web.ahead import Ahead
 from cmdsvc.web.asked import Asked
 from cmdsvc.web.forwarded import PORTS

@@ -22,6 +22,7 @@ from cmdsvc.service.deliveries import Deliveries
 from cmdsvc.service.environment import Environment
 from cmdsvc.service.figures import Figures
 from cmdsvc.service.hooks import Hooks, Received, Settings
+from cmdsvc.service.invocation import Invocations
 from cmdsvc.service.readymade import ReadyMade
 from cmdsvc.service.runs import Runs
 from cmdsvc.service.schedules import Schedules
@@ -196,14 +197,14 @@ async def _opened(
     policy = Policy(LIMITS, 1 << 20, {"alpine": "alpine"}, frozenset(Network), 10, 1 << 20)
     commands = Commands(store, builds, ReadyMade({}), policy)
     sealer = await open_sealer(folder, store)
+    env = Environment(store, commands, sealer)
     runs = Runs(
         store,
         engine,
         builds,
         commands,
-        Environment(store, commands, sealer),
+        Invocations(engine, commands, env, LIMITS),
         figures=figures,
-        limits=LIMITS,
         admission=Admission(16, 16, 60),
         output_max=4096,
     )

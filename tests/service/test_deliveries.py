@@ -16,7 +16,7 @@ from cmdsvc.errors import BusyError, DataError, EngineError, InternalError
 from cmdsvc.model import Door, Outcome, Reason, State
 from cmdsvc.service.deliveries import FIRST_PAUSE, LONGEST_PAUSE, pause_after
 from cmdsvc.service.hooks import Settings
-from cmdsvc.service.runs import WITH_BODY, Request
+from cmdsvc.service.invocation import WITH_BODY, Request
 from cmdsvc.service.signatures import Post
 from tests.fakes import FakeCaller, soon, turns
 from tests.service.queue_lab import ANN, EVE, MOST, Lab, a_lab

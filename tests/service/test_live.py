@@ -27,10 +27,11 @@ from cmdsvc.service.builds import Builds
 from cmdsvc.service.commands import Commands, Policy
 from cmdsvc.service.environment import Environment
 from cmdsvc.service.figures import Figures
+from cmdsvc.service.invocation import Invocations, Request
 from cmdsvc.service.outputs import Gap
 from cmdsvc.service.readymade import ReadyMade
 from cmdsvc.service.retention import Retention
-from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.runs import Runs
 from cmdsvc.service.secretkey import open_sealer
 from cmdsvc.service.top import Top
 from cmdsvc.store import Store, open_store
@@ -140,14 +141,14 @@ async def lab(store: Store, tmp_path: Path) -> AsyncIterator[Lab]:
     builds = Builds(engine, LIMITS, figures)
     policy = Policy(LIMITS, 1 << 20, {"alpine": "alpine"}, frozenset(Network), 3, 1000)
     commands = Commands(store, builds, ReadyMade({}), policy)
+    env = Environment(store, commands, await open_sealer(tmp_path, store))
     runs = Runs(
         store,
         engine,
         builds,
         commands,
-        Environment(store, commands, await open_sealer(tmp_path, store)),
+        Invocations(engine, commands, env, LIMITS),
         figures=figures,
-        limits=LIMITS,
         admission=Admission(3, 2, 60),
         output_max=OUTPUT_MAX,
     )

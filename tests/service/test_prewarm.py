@@ -15,8 +15,8 @@ from cmdsvc.errors import DataError
 from cmdsvc.model import Door, Limits, Network
 from cmdsvc.recipe import Recipe
 from cmdsvc.service import prewarm
+from cmdsvc.service.invocation import Request
 from cmdsvc.service.prewarm import AGAIN, PERIOD, Prewarm
-from cmdsvc.service.runs import Request
 from tests.fakes import SlowEngine, soon
 from tests.service.queue_lab import ANN, SOURCE, Lab, ScriptedEngine, a_lab
 
@@ -84,7 +84,8 @@ def asked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[str]:
 
 
 def working(lab: Lab, *names: str) -> AbstractAsyncContextManager[None]:
-    return Prewarm(lab.engine, lab.runs._builds, lab.commands, lab.runs).working(names)
+    runs = lab.runs
+    return Prewarm(lab.engine, runs._builds, lab.commands, runs._invocations).working(names)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

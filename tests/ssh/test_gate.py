@@ -20,11 +20,12 @@ from cmdsvc.service.environment import Environment
 from cmdsvc.service.figures import Figures
 from cmdsvc.service.hooks import Hooks
 from cmdsvc.service.hooks import Settings as HookSettings
+from cmdsvc.service.invocation import Invocations, Request
 from cmdsvc.service.keeping import Keeping
 from cmdsvc.service.notices import Notices
 from cmdsvc.service.readymade import ReadyMade
 from cmdsvc.service.retention import Retention
-from cmdsvc.service.runs import Request, Runs
+from cmdsvc.service.runs import Runs
 from cmdsvc.service.schedules import Schedules
 from cmdsvc.service.secretkey import open_sealer
 from cmdsvc.service.sharing import Sharing
@@ -182,9 +183,8 @@ async def services(store: Store, tmp_path: Path) -> AsyncIterator[Services]:
         engine,
         builds,
         commands,
-        env,
+        Invocations(engine, commands, env, LIMITS),
         figures=Figures("fake"),
-        limits=LIMITS,
         admission=Admission(9, 9, 9.0),
         output_max=4096,
     )

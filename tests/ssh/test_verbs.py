@@ -14,7 +14,7 @@ import pytest
 from cmdsvc.errors import CmdError, DataError, UsageError
 from cmdsvc.model import Door, Identity, Terminal, Via
 from cmdsvc.relay import CallerGone
-from cmdsvc.service.runs import Request
+from cmdsvc.service.invocation import Request
 from cmdsvc.ssh.builtins import BUILTINS
 from cmdsvc.ssh.verbs import PROGRESS_MAX, Call, Parser, Services
 from tests.fakes import FakeCaller, LeavingCaller, SlowCaller, soon, turns

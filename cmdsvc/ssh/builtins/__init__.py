@@ -10,7 +10,7 @@ from cmdsvc.access import Action, Verdict, may
 from cmdsvc.errors import BusyError, ForbiddenError, UsageError, printable
 from cmdsvc.model import Identity, Outcome, Terminal
 from cmdsvc.relay import Caller
-from cmdsvc.service.runs import Request
+from cmdsvc.service.invocation import Request
 from cmdsvc.ssh.builtins import (
     access,
     admins,

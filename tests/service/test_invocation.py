@@ -14,8 +14,8 @@ from cmdsvc import __version__
 from cmdsvc.errors import DataError
 from cmdsvc.model import Command, Door, Identity, Run, Terminal, Version, Via
 from cmdsvc.script import Script, parse
-from cmdsvc.service import runs
-from cmdsvc.service.runs import ENV_MAX, Request, environment, run_id
+from cmdsvc.service import invocation
+from cmdsvc.service.invocation import ENV_MAX, Request, environment, run_id
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 HELLO = b"#!cmd alpine\n#!/bin/sh\n"
@@ -130,13 +130,13 @@ class TestRunId:
         times = [0, 0.001, 1.5, 1e9, 1.7e9, 1.7e9 + 0.001, 1.7e9 + 0.032, 1e11]
         ids = []
         for now in times:
-            monkeypatch.setattr(runs.time, "time", lambda now=now: now)
+            monkeypatch.setattr(invocation.time, "time", lambda now=now: now)
             ids.append(run_id())
         monkeypatch.undo()
         assert ids == sorted(ids)
 
     def test_those_of_one_moment_differ(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(runs.time, "time", lambda: 1.7e9)
+        monkeypatch.setattr(invocation.time, "time", lambda: 1.7e9)
         ids = {run_id() for _ in range(100)}
         monkeypatch.undo()
         assert len(ids) == 100
