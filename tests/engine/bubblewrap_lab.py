@@ -78,7 +78,7 @@ def children(pid: int) -> list[int]:
 
 
 def spawner_of(engine: BubblewrapEngine) -> int:
-    return engine._stubs._process.pid
+    return engine._machine._stubs._process.pid
 
 
 async def until(condition) -> None:

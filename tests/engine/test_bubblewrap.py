@@ -140,7 +140,7 @@ async def test_leaving_while_the_sandbox_starts_leaves_nothing(
         await job.aclose()
         assert (await job.wait()).exit_status == 137
     pid = spawner_of(engine)
-    await until(lambda: len(children(pid)) == PREPARED == len(engine._stubs._ready))
+    await until(lambda: len(children(pid)) == PREPARED == len(engine._machine._stubs._ready))
     assert all(not children(stub) for stub in children(pid))
 
 

@@ -51,7 +51,7 @@ def recipe(kit) -> Recipe:
 
 
 def waiting(engine: BubblewrapEngine) -> list[Prepared]:
-    return list(engine._warm._waiting)
+    return list(engine._runs._warm._waiting)
 
 
 async def warmed(engine: BubblewrapEngine, recipe: Recipe, **changes) -> Prepared:
@@ -75,7 +75,7 @@ async def test_a_run_takes_the_one_that_waits_and_another_takes_its_place(
     assert other.stub.group != one.stub.group
     look = await run(engine, invocation(recipe, "ls -A /tmp /cmd"))
     assert look == (Outcome(0), b"/cmd:\n\n/tmp:\n")
-    assert not engine._jobs, "nothing is kept of a run that has ended"
+    assert not engine._runs._jobs, "nothing is kept of a run that has ended"
 
 
 async def test_arguments_environment_script_and_limits_come_with_the_run(
@@ -143,18 +143,18 @@ async def test_as_many_as_were_wanted_but_no_more_than_are_allowed(
     results = await asyncio.gather(*runs)
     assert results == [(Outcome(0), b"%d\n" % n) for n in range(12)]
     await until(lambda: engine.warm == MOST)
-    await until(lambda: engine._warm._filling is None)
+    await until(lambda: engine._runs._warm._filling is None)
     assert engine.warm == MOST
 
 
 async def test_those_that_nobody_takes_are_ended(engine: BubblewrapEngine, recipe: Recipe) -> None:
     await warmed(engine, recipe)
     assert IDLE > 0
-    engine._warm._age()
+    engine._runs._warm._age()
     assert engine.warm == 1, "it was asked for since the last time"
-    engine._warm._age()
+    engine._runs._warm._age()
     assert engine.warm == 0
-    await until(lambda: len(children(spawner_of(engine))) == engine._stubs.ready)
+    await until(lambda: len(children(spawner_of(engine))) == engine._machine._stubs.ready)
 
 
 async def test_one_that_was_killed_is_not_missed(engine: BubblewrapEngine, recipe: Recipe) -> None:
@@ -162,7 +162,7 @@ async def test_one_that_was_killed_is_not_missed(engine: BubblewrapEngine, recip
     signal.pidfd_send_signal(one.stub.pidfd, signal.SIGKILL)
     await until(lambda: not one.stub.alive)
     assert await run(engine, invocation(recipe, "echo x")) == (Outcome(0), b"x\n")
-    await until(lambda: engine._warm._filling is None)
+    await until(lambda: engine._runs._warm._filling is None)
     others = waiting(engine)
     assert one not in others
     assert others
@@ -225,7 +225,7 @@ async def test_everything_can_be_removed(engine: BubblewrapEngine, recipe: Recip
 async def test_a_spawner_that_died_is_replaced(engine: BubblewrapEngine, recipe: Recipe) -> None:
     await warmed(engine, recipe)
     os.kill(spawner_of(engine), signal.SIGKILL)
-    await until(lambda: not engine._stubs.alive)
+    await until(lambda: not engine._machine._stubs.alive)
     assert await run(engine, invocation(recipe, "echo x")) == (Outcome(0), b"x\n")
     await until(lambda: engine.warm == 2)
 
@@ -236,7 +236,7 @@ async def test_none_where_there_are_to_be_none(kit, tmp_path, recipe: Recipe) ->
         for _ in range(3):
             assert await run(engine, invocation(recipe, "echo x")) == (Outcome(0), b"x\n")
         assert engine.warm == 0
-        assert engine._warm._filling is None
+        assert engine._runs._warm._filling is None
 
 
 async def test_what_cannot_be_made_is_not_tried_again_and_again() -> None:
