@@ -57,7 +57,9 @@ class Warm(Generic[K, M]):
         self._taken: collections.Counter[K] = collections.Counter()
         """Since the last `_age`."""
         self._named: set[K] = set()
-        """What `want` asked for since then: `most` at most, so that somebody can give way."""
+        """What `want` asked for since then."""
+        self._named_before: set[K] = set()
+        """The same, of the time before: with the others `most` at most, so that somebody can give way."""
         self._failed: set[K] = set()
         """What could not be made, and was told."""
         self._filling: asyncio.Task[None] | None = None
@@ -84,7 +86,8 @@ class Warm(Generic[K, M]):
 
         Nothing where there are `most` of other kinds that are so wanted, or none are to wait.
         """
-        if self._closed or (kind not in self._named and len(self._named) >= self._most):
+        named = self._named | self._named_before
+        if self._closed or (kind not in named and len(named) >= self._most):
             return
         self._named.add(kind)
         self._taken[kind] = max(self._taken[kind], 1)
@@ -94,11 +97,13 @@ class Warm(Generic[K, M]):
         """Ends those of some kinds, or all; what is being made of them as well."""
         for kind in list(filter(which, self._wanted)):
             del self._wanted[kind]
-        self._named = {kind for kind in self._named if not which(kind)}
-        if self._filling is not None:
-            self._filling.cancel()
-            await asyncio.wait([self._filling])
-            self._filling = None  # one that had not begun could not say so
+        for named in (self._named, self._named_before):
+            named -= {kind for kind in named if which(kind)}
+        if (filling := self._filling) is not None:
+            filling.cancel()
+            await asyncio.wait([filling])
+            if self._filling is filling:  # it had not begun, and could not say so
+                self._filling = None
         self._trim()
         while self._closing:
             await asyncio.wait(self._closing)
@@ -123,7 +128,7 @@ class Warm(Generic[K, M]):
             self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)
 
     def _want_less(self) -> None:
-        named = self._named
+        named = self._named | self._named_before
         kind = next(kind for kind, count in self._wanted.items() if count > int(kind in named))
         self._wanted[kind] -= 1
         if not self._wanted[kind]:
@@ -136,8 +141,8 @@ class Warm(Generic[K, M]):
             if not self._wanted[kind]:
                 del self._wanted[kind]
         self._taken.clear()
-        self._failed &= self._named
-        self._named.clear()
+        self._named_before, self._named = self._named, set()
+        self._failed &= self._named_before
         self._trim()
         if self._wanted:
             self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)

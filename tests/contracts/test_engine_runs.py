@@ -9,7 +9,7 @@ import os
 import pytest
 
 from cmdsvc.engine import Engine
-from cmdsvc.model import SCRIPT_PATH, Outcome, Reason
+from cmdsvc.model import SCRIPT_PATH, Outcome, Reason, Terminal
 from tests.contracts.engine_lab import CANARY, ENV, Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -92,6 +92,27 @@ async def test_a_script_sees_the_same_environment(lab: Lab) -> None:
     env = {**ENV, b"X": b"1 2", b"A.B-c": b"3"}
     result = await lab.run("tr '\\0' '\\n' </proc/$$/environ", env=env)
     assert sorted(result.ok().splitlines()) == sorted(b"%b=%b" % pair for pair in env.items())
+
+
+async def test_a_script_sees_an_environment_of_plain_names(lab: Lab) -> None:
+    env = {**ENV, b"X": b"1 2", b"EVERY": EVERY_BYTE, b"n": b"3"}
+    script = b"#!/bin/cat /proc/self/environ\n"
+    result = await lab.run(script, env=env)
+    out = result.ok().removesuffix(script)
+    assert sorted(out.split(b"\0")) == sorted([b"", *(b"%b=%b" % pair for pair in env.items())])
+
+
+async def test_on_a_terminal_words_of_any_bytes_are_only_words(lab: Lab) -> None:
+    """And none is a key that was pressed."""
+    hostile = b"'\x7f\x7f\x7f; set -- /usr/bin/env; : '"
+    words = [EVERY_BYTE, hostile, b"\t\x03\x04\x11\x13\x15\x1a\x1c", b"x" * 100_000]
+    env = {**ENV, b"X": EVERY_BYTE, b"Y": hostile, b"SECRET": b"of the owner"}
+    script = b'#!/bin/sh\nstty -opost\nprintf \'%s|\' "$@" "$X" "$Y"\nwc -c <$0\nexit\n\t'
+    script += EVERY_BYTE
+    terminal = Terminal("xterm", 80, 24)
+    result = await lab.run(script, *words, env=env, terminal=terminal)
+    expected = b"|".join([*words, EVERY_BYTE, hostile, b"%d\n" % len(script)])
+    assert result.ok() == expected
 
 
 async def test_the_working_directory_is_home(lab: Lab) -> None:

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmdsvc.engine.docker.waiter import BLOCK, GO, LINE, Trailer, hand_over, quoted
+from cmdsvc.engine.docker.waiter import (
+    BLOCK,
+    FOLDER,
+    GO,
+    LINE,
+    READY,
+    WAITER,
+    Trailer,
+    hand_over,
+    quoted,
+)
 from cmdsvc.model import SEARCH_PATH
 
 NONCE = b"0123456789abcdef"
@@ -37,9 +47,9 @@ def handed(
     line, block = hand_over(argv, env, script, NONCE)
     line = line.replace(b"kill -9 -1 && while kill -0 -1; do :; done; ", b"")
     command = [shell, "sh"] if shell == "busybox" else [shell]
-    begin = f'exec 3>&2 4>"$0"; exec {" ".join(command)} +i -s ""'
+    begin = WAITER.replace(FOLDER, str(place.parent)).replace("/bin/sh", " ".join(command))
     with subprocess.Popen(
-        [*command, "-c", begin, place],
+        [*command, "-c", begin],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -48,6 +58,7 @@ def handed(
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        assert process.stdout.read(1) == READY
         process.stdin.write(line)
         process.stdin.flush()
         if block:
@@ -122,6 +133,25 @@ def test_a_program_whose_name_has_an_equals_sign(shell: str, tmp_path: Path) -> 
 def test_nul_cannot_be_an_argument() -> None:
     with pytest.raises(ValueError, match="NUL"):
         quoted(b"a\0b")
+
+
+@pytest.mark.parametrize("size", [100, 2 * LINE], ids=["in the line", "in the block"])
+def test_what_is_cut_off_is_not_begun(shell: str, tmp_path: Path, size: int) -> None:
+    line, block = hand_over([b"touch", b"begun"], {}, b"x" * size, NONCE)
+    command = [shell, "sh"] if shell == "busybox" else [shell]
+    begin = WAITER.replace(FOLDER, str(tmp_path)).replace("/bin/sh", " ".join(command))
+    sent = line + block[: size // 2] if block else line.rpartition(b"; sleep")[0] + b"\n"
+    done = subprocess.run(
+        [*command, "-c", begin],
+        input=sent,
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env=SHELLS_ENVIRONMENT,
+        timeout=30,
+    )
+    assert GO not in done.stdout
+    assert not (tmp_path / "begun").exists()
 
 
 # ---- the trailer

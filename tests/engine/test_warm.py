@@ -339,6 +339,11 @@ async def test_those_that_are_wanted_do_not_give_way() -> None:
             for kind in "xyz":
                 warm.take(kind)
         assert "a" in await kinds(warm)
+        warm._age()
+        for _ in range(5):
+            for kind in "xyz":
+                warm.take(kind)
+        assert "a" in await kinds(warm), "it is asked for again before the next time"
         for kind in "bcde":
             warm.want(kind)
         assert await kinds(warm) == ["a", "b", "c"]
@@ -347,6 +352,21 @@ async def test_those_that_are_wanted_do_not_give_way() -> None:
         await warm.drop(lambda kind: kind == "a")
         warm.want("d")
         assert await kinds(warm) == ["b", "c", "d"]
+
+
+async def test_what_begins_to_fill_while_all_is_dropped_is_known() -> None:
+    warm: Warm[str, Member] = Warm(make, 3)
+    warm.want("a")
+    filling = warm._filling
+    assert filling is not None
+    await asyncio.sleep(0)
+    filling.add_done_callback(lambda _: warm.want("b"))
+    await warm.drop()
+    await until(lambda: len(warm) == 1)
+    [one] = warm._waiting
+    await warm.aclose()
+    assert not one.alive
+    assert warm._filling is None
 
 
 async def test_never_more_than_are_allowed() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from cmdsvc.engine import Progress
 from cmdsvc.engine.docker.http import Api, ApiError
+from cmdsvc.engine.docker.images import INSTANCE_LABEL
 from cmdsvc.engine.docker.janitor import Janitor
 from cmdsvc.engine.docker.sandbox import START_TIMEOUT, Frames
 from cmdsvc.engine.packages import CACHE, Plan, diagnose
@@ -111,7 +112,10 @@ class Build:
                         "Type": "volume",
                         "Source": cache,
                         "Target": CACHE,
-                        "VolumeOptions": {"NoCopy": True, "Labels": self._labels},
+                        "VolumeOptions": {
+                            "NoCopy": True,
+                            "Labels": {INSTANCE_LABEL: self._labels[INSTANCE_LABEL]},
+                        },
                     }
                 ],
             },

@@ -37,27 +37,28 @@ GO: Final = b"G"
 # nobody may open it for writing. The shell's own remarks ("Terminated") go to /dev/null, 3 is the real
 # stderr. Until the line came a terminal is raw: no echo, no limit. The shell that waits then takes what
 # it is to do as its script: so it reads a kilobyte at once, where `read` takes a system call per byte.
-# It may have read too far: nothing is sent behind the line before it has answered. Without +im a shell
-# would take a terminal for somebody at work there.
+# It may have read too far: nothing is sent behind the line before it has answered. Its stdout is 5 and
+# not the terminal: a shell that has one at both ends takes what comes for keys that somebody presses.
 WAITER: Final = "; ".join(
     (
         "umask 022; exec 3>&2 2>/dev/null; t=; [ -t 0 ] && t=$(stty -g) && stty raw -echo",
         f"exec 4>{FOLDER}/main && chmod 555 {FOLDER}/main && echo $$ >{GROUP} && printf R || exit 125",
-        f'exec env -i PATH={SEARCH_PATH.decode()} /bin/sh +im -s "$t"',
+        f'exec env -i PATH={SEARCH_PATH.decode()} /bin/sh -s "$t" 5>&1 >/dev/null',
     )
 )
 
 # It runs below an init that passes signals on to the whole process group: the waiter survives them
-# (trap :), the program has the default disposition again. As long as it has not printed G nothing has
+# (trap :), the program has the default disposition again. Nothing of a line that was cut off is
+# done: it is one command, in braces. As long as it has not printed G nothing has
 # begun. That a program cannot be executed is told by env or the shell: 126 or 127. What the program
 # left running is killed and waited for before its end is told. It is told through a stream that is
 # opened anew where the program's is full and was made non-blocking, and (trap 22, SIGTTOU) also in a
 # terminal that the program left to another process group and that stops whoever else writes. Then it
 # sleeps: the engine's tear-down of a container that ends would have the processor before the caller
 # has the end.
-_BEGIN: Final = b"trap : 1 2 3 4 6 8 10 11 12 13 14 15; t=$1; n="
+_BEGIN: Final = b"{ exec >&5 5>&-; trap : 1 2 3 4 6 8 10 11 12 13 14 15; t=$1; n="
 _RUN: Final = b"""exec 4>&-; [ "$t" ] && stty "$t"; printf G || exit 125; """
-_END: Final = rb"""; r=$?; trap '' 22; kill -9 -1 && while kill -0 -1; do :; done; end() { printf '\0%s %s\n' "$n" "$r"; }; [ "$t" ] || end >&3 || end >/proc/self/fd/3; end || end >/proc/self/fd/1; sleep 1; exit $r
+_END: Final = rb"""; r=$?; trap '' 22; kill -9 -1 && while kill -0 -1; do :; done; end() { printf '\0%s %s\n' "$n" "$r"; }; [ "$t" ] || end >&3 || end >/proc/self/fd/3; end || end >/proc/self/fd/1; sleep 1; exit $r; }
 """
 
 _VARIABLE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9_]*")
@@ -83,14 +84,17 @@ def hand_over(
     put = b""
     if script and (len(script) > LINE or b"\0" in script):
         block = script
-        put = b"; printf B; dd bs=%d count=1 iflag=fullblock >&4 || exit 125" % len(script)
+        # A block that was cut off has no line behind it.
+        block += b"\n"
+        take = b"; printf B; dd bs=%d count=1 iflag=fullblock >&4 && read -r l || exit 125"
+        put = take % len(script)
     elif script:
         put = b"; printf %s " + quoted(script) + b" >&4"
     set_up = b""
     if argv[0] == SCRIPT_PATH and (script or b"").startswith(b"#!") and all(map(_exported, env)):
         # The shell would do what env does, but take a file without #! for a script of its own.
         variables = (b" " + name + b"=" + quoted(value) for name, value in env.items())
-        set_up = b"unset SHLVL PATH; export" + b"".join(variables) + b"; "
+        set_up = b"unset SHLVL PWD PATH; export" + b"".join(variables) + b"; "
         arguments = b"set -- " + b" ".join(map(quoted, argv))
     else:
         arguments = _arguments(argv, env)
