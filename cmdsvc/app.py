@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -323,6 +324,8 @@ async def serve(settings: Settings) -> int:
         await stack.enter_async_context(
             prewarm.working(settings.warm_commands if settings.warm else ())
         )
+        gc.freeze()  # what is there now stays: no run waits while it is looked through
+        gc.enable()
         _announce(settings, engine, ssh, host, web.url)
         systemd.notify("READY=1")
         for finding in await engine.check():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from typing import Annotated, NoReturn
 
@@ -39,6 +40,7 @@ def run() -> NoReturn:
 @cli.command()
 def serve() -> None:
     """Start the service; it prints the ssh line to use and drains on SIGTERM."""
+    gc.disable()  # until it listens: of what is made until then hardly anything is garbage
     from cmdsvc import app, log  # noqa: PLC0415 - the other commands do not need it
 
     settings = config.load()

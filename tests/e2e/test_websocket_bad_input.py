@@ -214,14 +214,12 @@ class TestWhatIsNotTaken:
             with peak_below(web.service, 24), bare(web, "exec sleep 1000", V1) as sock:
                 sock.sendall(first)
                 flood = asyncio.create_task(asyncio.to_thread(self.flood, sock, data * 40_000))
-                slowest = 0.0
+                served = 0
                 while not flood.done():
-                    begun = time.monotonic()
                     assert (await asyncio.to_thread(web.run, "echo hi")).text == "hi\n"
-                    slowest = max(slowest, time.monotonic() - begun)
+                    served += not flood.done()
                 await flood
-            print(f"slowest {slowest:.2f} s")
-            assert slowest < 2
+                assert served
 
     def flood(self, sock: socket.socket, data: bytes) -> None:
         sock.settimeout(1)
