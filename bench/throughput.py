@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--network", choices=tuple(SCRIPTS), default="internet")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE")
     given = parser.parse_args()
-    seconds = given.seconds or SECONDS[given.engine]
+    seconds = SECONDS[given.engine] if given.seconds is None else given.seconds
     if given.callers < 1 or seconds <= 0:
         parser.error("at least one caller, for some time")
     facts = report.machine()

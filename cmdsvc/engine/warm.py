@@ -86,7 +86,7 @@ class Warm(Generic[K, M]):
 
         Nothing where there are `most` of other kinds that are so wanted, or none are to wait.
         """
-        named = self._named | self._named_before
+        named = self._all_named
         if self._closed or (kind not in named and len(named) >= self._most):
             return
         self._named.add(kind)
@@ -117,6 +117,10 @@ class Warm(Generic[K, M]):
             self._ageing = None
         await self.drop()
 
+    @property
+    def _all_named(self) -> set[K]:
+        return self._named | self._named_before
+
     def _demand(self, kind: K, count: int) -> None:
         self._wanted.pop(kind, None)
         self._wanted[kind] = min(count, self._most)
@@ -128,7 +132,7 @@ class Warm(Generic[K, M]):
             self._ageing = asyncio.get_running_loop().call_later(IDLE, self._age)
 
     def _want_less(self) -> None:
-        named = self._named | self._named_before
+        named = self._all_named
         kind = next(kind for kind, count in self._wanted.items() if count > int(kind in named))
         self._wanted[kind] -= 1
         if not self._wanted[kind]:

@@ -122,3 +122,10 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     except subprocess.CalledProcessError as error:
         unavailable(f"the probe cannot be built: {error.stderr}")
     return program.read_bytes()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def own(lab: Lab, place: Path) -> AsyncIterator[Lab]:
+    """An engine that has nothing yet."""
+    async with lab.another(place) as another:
+        yield another

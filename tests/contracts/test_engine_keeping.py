@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import pytest_asyncio
 
 from cmdsvc.engine import DIGITS, Layer
 from cmdsvc.recipe import Recipe
@@ -20,13 +18,6 @@ if TYPE_CHECKING:
     from tests.kit import Kit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def own(lab: Lab, place: Path) -> AsyncIterator[Lab]:
-    """An engine that has nothing yet."""
-    async with lab.another(place) as another:
-        yield another
 
 
 async def kept(lab: Lab, recipe: Recipe) -> Layer:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import pytest_asyncio
 
 from cmdsvc.engine.packages import CACHE, CACHE_MOST
 from cmdsvc.errors import DataError
@@ -18,13 +16,6 @@ if TYPE_CHECKING:
     from tests.kit import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def own(lab: Lab, place: Path) -> AsyncIterator[Lab]:
-    """An engine that has nothing yet."""
-    async with lab.another(place) as another:
-        yield another
 
 
 def kept(lab: Lab) -> Path:

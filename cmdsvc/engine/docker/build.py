@@ -55,13 +55,15 @@ class Build:
         self._progress = progress
         self._output: deque[str] = deque(maxlen=_KEPT)
 
-    async def run(self, plan: Plan, base: str, repository: str, tag: str, seconds: float) -> None:
+    async def run(
+        self, plan: Plan, base: str, repository: str, tag: str, *, packages: str, seconds: float
+    ) -> None:
         """Runs `plan` on the image `base` and keeps the result as `repository`:`tag`.
 
-        The container ends by itself after `seconds`, should this service die. Errors: as of
+        `packages` is the volume of what builds have fetched. The container ends by itself after `seconds`, should this service die. Errors: as of
         `Engine.build`.
         """
-        container = await self._create(base, seconds, f"{repository}-packages")
+        container = await self._create(base, seconds, packages)
         try:
             if plan.files:
                 await self._api.call(
@@ -87,7 +89,7 @@ class Build:
         finally:
             await self._janitor.discard(container)
 
-    async def _create(self, base: str, seconds: float, cache: str) -> str:
+    async def _create(self, base: str, seconds: float, packages: str) -> str:
         body = {
             "Image": base,
             "Entrypoint": ["sleep"],
@@ -110,7 +112,7 @@ class Build:
                 "Mounts": [
                     {
                         "Type": "volume",
-                        "Source": cache,
+                        "Source": packages,
                         "Target": CACHE,
                         "VolumeOptions": {
                             "NoCopy": True,

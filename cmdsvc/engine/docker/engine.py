@@ -262,7 +262,7 @@ class DockerEngine:
             for image in await self._api.call("GET", "/images/json", query=_where(reference=name)):
                 for tag in image["RepoTags"] or ():
                     await self._delete(f"/images/{tag}?force=1")
-        await self._delete(f"/volumes/{self._images.repository}-packages")
+        await self._delete(f"/volumes/{self._images.packages}")
         await self._bridge.remove()
 
     async def _begin(self, invocation: Invocation, door: Door | None) -> DockerJob:
@@ -390,7 +390,8 @@ class DockerEngine:
             base,
             self._images.repository,
             recipe.digest[:24],
-            self._settings.build_timeout,
+            packages=self._images.packages,
+            seconds=self._settings.build_timeout,
         )
 
     async def _sweep(self) -> None:

@@ -57,6 +57,8 @@ class Images:
         self._janitor = janitor
         self._settings = settings
         self.repository = repository(settings.instance)
+        self.packages = f"{self.repository}-packages"
+        """The volume of what builds have fetched."""
         self.labels = {INSTANCE_LABEL: settings.instance}
         # The engine's own client keeps a registry's credentials; it blocks, so it has a thread.
         self._threads = ThreadPoolExecutor(2, "docker-pull")
