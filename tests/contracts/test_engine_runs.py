@@ -102,6 +102,11 @@ async def test_a_script_sees_an_environment_of_plain_names(lab: Lab) -> None:
     assert sorted(out.split(b"\0")) == sorted([b"", *(b"%b=%b" % pair for pair in env.items())])
 
 
+async def test_a_script_sees_an_empty_environment(lab: Lab) -> None:
+    script = b"#!/bin/cat /proc/self/environ\n"
+    assert (await lab.run(script, env={})).ok() == script
+
+
 async def test_on_a_terminal_words_of_any_bytes_are_only_words(lab: Lab) -> None:
     """And none is a key that was pressed."""
     hostile = b"'\x7f\x7f\x7f; set -- /usr/bin/env; : '"

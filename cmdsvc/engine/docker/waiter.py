@@ -49,13 +49,12 @@ WAITER: Final = "; ".join(
 
 # It runs below an init that passes signals on to the whole process group: the waiter survives them
 # (trap :), the program has the default disposition again. Nothing of a line that was cut off is
-# done: it is one command, in braces. As long as it has not printed G nothing has
-# begun. That a program cannot be executed is told by env or the shell: 126 or 127. What the program
-# left running is killed and waited for before its end is told. It is told through a stream that is
-# opened anew where the program's is full and was made non-blocking, and (trap 22, SIGTTOU) also in a
-# terminal that the program left to another process group and that stops whoever else writes. Then it
-# sleeps: the engine's tear-down of a container that ends would have the processor before the caller
-# has the end.
+# done: it is one command, in braces. As long as it has not printed G nothing has begun. That a program
+# cannot be executed is told by env or the shell: 126 or 127. What the program left running is killed
+# and waited for before its end is told. It is told through a stream that is opened anew where the
+# program's is full and was made non-blocking, and (trap 22, SIGTTOU) also in a terminal that the
+# program left to another process group and that stops whoever else writes. Then it sleeps: the engine's
+# tear-down of a container that ends would have the processor before the caller has the end.
 _BEGIN: Final = b"{ exec >&5 5>&-; trap : 1 2 3 4 6 8 10 11 12 13 14 15; t=$1; n="
 _RUN: Final = b"""exec 4>&-; [ "$t" ] && stty "$t"; printf G || exit 125; """
 _END: Final = rb"""; r=$?; trap '' 22; kill -9 -1 && while kill -0 -1; do :; done; end() { printf '\0%s %s\n' "$n" "$r"; }; [ "$t" ] || end >&3 || end >/proc/self/fd/3; end || end >/proc/self/fd/1; sleep 1; exit $r; }
@@ -83,15 +82,14 @@ def hand_over(
     block = b""
     put = b""
     if script and (len(script) > LINE or b"\0" in script):
-        block = script
-        # A block that was cut off has no line behind it.
-        block += b"\n"
+        block = script + b"\n"  # one that was cut off has no end of a line behind it
         take = b"; printf B; dd bs=%d count=1 iflag=fullblock >&4 && read -r l || exit 125"
         put = take % len(script)
     elif script:
         put = b"; printf %s " + quoted(script) + b" >&4"
     set_up = b""
-    if argv[0] == SCRIPT_PATH and (script or b"").startswith(b"#!") and all(map(_exported, env)):
+    by_itself = argv[0] == SCRIPT_PATH and (script or b"").startswith(b"#!")
+    if by_itself and env and all(map(_exported, env)):  # `export` of nothing prints all there is
         # The shell would do what env does, but take a file without #! for a script of its own.
         variables = (b" " + name + b"=" + quoted(value) for name, value in env.items())
         set_up = b"unset SHLVL PWD PATH; export" + b"".join(variables) + b"; "
