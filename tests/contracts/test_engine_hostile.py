@@ -204,7 +204,7 @@ async def test_a_storm_of_runs_of_several_kinds(own: Lab) -> None:
     ]
     await host.until(lambda: own.engine.warm == WARM)
     watching.cancel()
-    assert most == WARM
+    assert most <= WARM
 
 
 async def test_a_layer_that_is_removed_as_a_run_begins(own: Lab) -> None:
