@@ -29,6 +29,10 @@ class Signal:
 
 Event = Resize | Signal
 
+SPELL = 16
+"""Pieces of output after which others have a turn: a program that floods never lets its reader wait, and
+a caller who has no use for it never lets it wait either."""
+
 
 class CallerGone(Exception):  # noqa: N818 - a state of the other side, not an error
     """The caller went away before the end: what it asked for is to be stopped."""
@@ -124,8 +128,12 @@ async def relay(caller: Caller, job: Job, *, timeout: float) -> Outcome:  # noqa
                     await job.signal(name)
 
     async def downstream() -> Outcome:
+        pieces = 0
         async for fd, data in job.output():
             await caller.write(fd, data)
+            pieces += 1
+            if pieces % SPELL == 0:
+                await asyncio.sleep(0)
         return await job.wait()
 
     try:

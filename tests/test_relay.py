@@ -83,6 +83,26 @@ async def test_bytes_go_in_and_out_and_the_status_comes_back():
     assert job.closed == 1
 
 
+async def test_others_have_a_turn_while_nobody_waits():
+    """Neither a job that floods, nor a caller who takes it all at once."""
+    turns: list[None] = []
+
+    class Flood(EchoJob):
+        async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+            for _ in range(100_000):
+                if turns:
+                    return
+                yield 2, b"y"
+
+    caller = TestCaller()
+    running = asyncio.create_task(relay(caller, Flood(), timeout=10))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0, turns.append, None)
+    assert await running == Outcome(7)
+    assert turns
+    assert len(caller.got) < 1000
+
+
 async def test_events_reach_the_job():
     job = EchoJob()
     await relay(TestCaller(events=(Resize(100, 30), Signal("INT"))), job, timeout=10)

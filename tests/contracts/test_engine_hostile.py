@@ -207,6 +207,25 @@ async def test_a_storm_of_runs_of_several_kinds(own: Lab) -> None:
     assert most <= WARM
 
 
+class Unwanted(ScriptedCaller):
+    """Has no use for what comes, and keeps nobody waiting."""
+
+    async def write(self, fd: int, data: bytes) -> None:
+        if not self.written[fd]:
+            await super().write(fd, data)
+
+
+async def test_a_flood_that_nobody_wants_holds_nobody_up(own: Lab) -> None:
+    job = await own.engine.start(own.invocation("echo up; exec cat /dev/zero >&2"))
+    caller = Unwanted()
+    flooding = asyncio.create_task(relay(caller, job, timeout=300))
+    await caller.saw(b"up")
+    assert (await own.run("echo another")).ok() == b"another\n"
+    assert not flooding.done()
+    caller.leave()
+    assert (await flooding).reason is Reason.HANGUP
+
+
 async def test_a_layer_that_is_removed_as_a_run_begins(own: Lab) -> None:
     """The run is whole, or the layer is not here; and what comes after is as always."""
     begun = 0
