@@ -59,12 +59,12 @@ async def _to_and_fro(host: str, container: str, shape: Shape) -> list[float]:
         taken = []
         for _ in range(ROUNDS):
             begun = time.perf_counter()
-            await attached.stream.write(b"x")
-            if await attached.frames.next() != (1, b"x"):
+            await attached.write(b"x")
+            if await attached.next() != (1, b"x"):
                 raise BenchError("a container's cat says something else")
             taken.append(time.perf_counter() - begun)
             await asyncio.sleep(PAUSE)
-        attached.stream.close()
+        attached.close()
     finally:
         await api.aclose()
     return taken

@@ -15,8 +15,6 @@ from cmdsvc.engine import AGENT_PATH, Invocation
 from cmdsvc.engine.docker.agents import ELSEWHERE, UNSEEN, Door, Doors
 from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, Network
 from cmdsvc.relay import Job
-from tests import dockerd
-from tests.availability import unavailable
 from tests.engine import dockerlab
 from tests.engine.dockerlab import Lab, end
 
@@ -74,15 +72,10 @@ class TestDoors:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lab(
-    kit: Kit, mirror: Server, tmp_path_factory: pytest.TempPathFactory
+    host: str, kit: Kit, mirror: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Lab]:
-    try:
-        with dockerd.docker_host() as host:
-            folder = tmp_path_factory.mktemp("docker")
-            async with dockerlab.lab(host, folder, kit, mirror) as made:
-                yield made
-    except dockerd.NoDockerError as error:
-        unavailable(str(error))
+    async with dockerlab.lab(host, tmp_path_factory.mktemp("docker"), kit, mirror) as made:
+        yield made
 
 
 @pytest.fixture
@@ -126,7 +119,7 @@ class TestEngine:
     async def test_an_engine_elsewhere(
         self, lab: Lab, agent: Noting, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(lab.engine._doors, "here", False)
+        monkeypatch.setattr(lab.engine._runs._doors, "here", False)
         await self.goes_without(lab, agent, ELSEWHERE)
 
     async def test_an_engine_that_sees_other_files(

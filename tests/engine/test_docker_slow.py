@@ -103,7 +103,7 @@ async def settled(lab: Lab) -> None:
     """Until there are as many containers as wait, and none is being made or removed."""
     async with asyncio.timeout(PATIENCE):
         while (  # noqa: ASYNC110 - nobody tells
-            lab.engine._warm._filling is not None or len(lab.containers()) != lab.engine.warm
+            lab.engine._runs._warm._filling is not None or len(lab.containers()) != lab.engine.warm
         ):
             await asyncio.sleep(0.05)
     assert lab.engine.warm <= MOST

@@ -45,11 +45,11 @@ async def lab(
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
 async def cold(lab: Lab) -> None:
-    await lab.engine._warm.drop()
+    await lab.engine._runs._warm.drop()
 
 
 def waiting(lab: Lab) -> list[Prepared]:
-    return list(lab.engine._warm._waiting)
+    return list(lab.engine._runs._warm._waiting)
 
 
 async def until(condition) -> None:
@@ -186,7 +186,7 @@ async def test_what_may_have_begun_is_not_begun_again(
 ) -> None:
     (one,) = await warmed(lab, terminal=Terminal("xterm", 80, 24))
     monkeypatch.setattr(Stream, "usable", True)
-    one.attached.stream.close()  # as when the engine dies; the container goes on
+    one.attached.close()  # as when the engine dies; the container goes on
     with pytest.raises(EngineError, match="see whether it ran"):
         await start(lab, "true", terminal=Terminal("xterm", 80, 24))
 
@@ -219,7 +219,7 @@ async def test_more_runs_than_wait(lab: Lab) -> None:
     results = await asyncio.gather(*(ran(lab, f"echo {n}") for n in range(8)))
     assert [out for _, out, _ in results] == [b"%d\n" % n for n in range(8)]
     await until(lambda: lab.engine.warm == MOST)
-    await until(lambda: lab.engine._warm._filling is None)
+    await until(lambda: lab.engine._runs._warm._filling is None)
     assert lab.engine.warm == MOST
 
 
@@ -323,20 +323,20 @@ async def test_those_for_the_network(lab: Lab) -> None:
     (one,) = await warmed(lab, network=Network.INTERNET)
     taken, out, _ = await ran(lab, "ls /sys/class/net", network=Network.INTERNET)
     assert (taken, out) == (one.attached.container, b"eth0\nlo\n")
-    await lab.engine._warm.drop()
+    await lab.engine._runs._warm.drop()
     await until(lambda: lab.containers() == [])
     lab.client.networks.get(one.kind.network).remove()
-    assert lab.engine._warm.take(one.kind) is None  # and so one is made
+    assert lab.engine._runs._warm.take(one.kind) is None  # and so one is made
     await until(lambda: lab.engine.warm == 1)
 
 
 async def test_a_layer_that_was_removed_behind_its_back_is_missed(lab: Lab) -> None:
     recipe = lab.layer("hello-noarch")
     await lab.engine.build(recipe, lambda _: None)
-    lab.client.images.remove(lab.engine._here[recipe.digest], force=True)
+    lab.client.images.remove(lab.engine._layers._here[recipe.digest], force=True)
     with pytest.raises(LookupError):
         await lab.engine.expect(recipe, lab.settings.limits, Network.NONE)
-    assert lab.engine._warm._filling is None
+    assert lab.engine._runs._warm._filling is None
 
 
 async def test_none_waits_for_an_imported_image(lab: Lab) -> None:
@@ -344,7 +344,7 @@ async def test_none_waits_for_an_imported_image(lab: Lab) -> None:
     recipe = Recipe(name, "", (), name)
     assert recipe.imported
     await lab.engine.expect(recipe, lab.settings.limits, Network.NONE)
-    assert lab.engine._warm._filling is None
+    assert lab.engine._runs._warm._filling is None
 
 
 async def test_none_where_there_are_to_be_none(
@@ -353,7 +353,7 @@ async def test_none_where_there_are_to_be_none(
     async with dockerlab.lab(host, tmp_path, kit, mirror, warm=0) as own:
         assert await own.run("echo x") == (b"x\n", Outcome(0))
         assert own.engine.warm == 0
-        assert own.engine._warm._filling is None
+        assert own.engine._runs._warm._filling is None
 
 
 async def test_everything_can_be_removed(lab: Lab) -> None:

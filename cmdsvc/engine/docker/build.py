@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cmdsvc.engine import Progress
+from cmdsvc.engine.docker.attached import Attached
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.images import INSTANCE_LABEL
 from cmdsvc.engine.docker.janitor import Janitor
-from cmdsvc.engine.docker.sandbox import START_TIMEOUT, Frames
+from cmdsvc.engine.docker.sandbox import START_TIMEOUT
 from cmdsvc.engine.packages import CACHE, Plan, diagnose
 from cmdsvc.errors import EngineError, printable
 from cmdsvc.recipe import Recipe
@@ -148,8 +149,8 @@ class Build:
             raise
         lines = {fd: Lines() for fd in (1, 2)}
         try:
-            frames = Frames(stream, terminal=False)
-            while piece := await frames.next():
+            output = Attached(container, stream, terminal=False)
+            while piece := await output.next():
                 fd, data = piece
                 for line in lines[fd].feed(data) if fd in lines else ():
                     self._tell(line)

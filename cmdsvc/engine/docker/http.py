@@ -385,6 +385,11 @@ async def _connect(host: str) -> Stream:
     return Stream(process.stdout, process.stdin, process)
 
 
+def where(**filters: str) -> dict[str, str]:
+    """A query for those of which each of the filters is true."""
+    return {"filters": json.dumps({name: [value] for name, value in filters.items()})}
+
+
 def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 

@@ -14,9 +14,10 @@ from signal import Signals
 from typing import Any, Final
 
 from cmdsvc.engine import Usage
+from cmdsvc.engine.docker.attached import Attached
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.janitor import Janitor
-from cmdsvc.engine.docker.sandbox import Attached, Handed, resize
+from cmdsvc.engine.docker.sandbox import Handed, resize
 from cmdsvc.engine.docker.waiter import GROUP, Trailer
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Outcome, Reason
@@ -73,7 +74,7 @@ class DockerJob:
     async def send(self, data: bytes) -> None:
         if data and not self._over:
             self._in_line = not data.endswith((b"\n", b"\r"))
-            await self._attached.stream.write(data)
+            await self._attached.write(data)
 
     async def send_eof(self) -> None:
         if self._over:
@@ -81,9 +82,9 @@ class DockerJob:
         if self._attached.terminal:
             # As typed: closing the stream would end the output too. In a line the first one only
             # hands over what was typed of it.
-            await self._attached.stream.write(_END_OF_FILE * (2 if self._in_line else 1))
+            await self._attached.write(_END_OF_FILE * (2 if self._in_line else 1))
         else:
-            self._attached.stream.write_eof()
+            self._attached.write_eof()
 
     async def resize(self, columns: int, rows: int) -> None:
         if self._attached.terminal and not self._over:
@@ -101,10 +102,10 @@ class DockerJob:
                 await self._signal_inside(name)
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
-        while piece := await self._attached.frames.next():
+        while piece := await self._attached.next():
             if piece[0] in (1, 2):
                 yield piece
-        self._attached.stream.close()  # lets go whoever waits for the program to read
+        self._attached.close()  # lets go whoever waits for the program to read
 
     async def wait(self) -> Outcome:
         if self._outcome is None:
@@ -151,7 +152,7 @@ class DockerJob:
                 except EngineError as error:
                     log.warning("run in %s could not be killed: %s", self._container[:12], error)
         finally:
-            self._attached.stream.close()
+            self._attached.close()
             self._closed(self)
             await self._janitor.discard(self._container)
 
@@ -250,7 +251,7 @@ class HandedJob(DockerJob):
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
         ahead = deque(self._ahead)
         while self._status is None:
-            piece = ahead.popleft() if ahead else await self._attached.frames.next()
+            piece = ahead.popleft() if ahead else await self._attached.next()
             if piece is None:
                 break
             fd, data = piece
@@ -259,7 +260,7 @@ class HandedJob(DockerJob):
         for fd, trailer in self._trailers.items():
             if data := trailer.rest():
                 yield fd, data
-        self._attached.stream.close()  # lets go whoever waits for the program to read
+        self._attached.close()  # lets go whoever waits for the program to read
 
     async def _ended(self) -> int:
         """The container's own status, where a kill took the waiter's word."""

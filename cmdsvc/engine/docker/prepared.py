@@ -7,9 +7,10 @@ from typing import Final
 
 from cmdsvc.engine import Invocation
 from cmdsvc.engine.docker import sandbox
+from cmdsvc.engine.docker.attached import Attached
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.janitor import Janitor
-from cmdsvc.engine.docker.sandbox import Attached, EndedError, Handed, Shape
+from cmdsvc.engine.docker.sandbox import EndedError, Handed, Shape
 from cmdsvc.errors import EngineError
 
 _LOOK: Final = 0.3
@@ -26,7 +27,7 @@ class Prepared:
 
     @property
     def alive(self) -> bool:
-        return self.attached.stream.usable
+        return self.attached.usable
 
     async def give(self, invocation: Invocation) -> Handed:
         """Hands the run over; what fails is put away.
@@ -41,7 +42,7 @@ class Prepared:
 
     async def aclose(self) -> None:
         """It is removed in the background."""
-        self.attached.stream.close()
+        self.attached.close()
         await self.janitor.discard(self.attached.container)
 
     async def _give(self, invocation: Invocation) -> Handed:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from cmdsvc.engine import Layer
-from cmdsvc.engine.docker.http import Api
+from cmdsvc.engine.docker.http import Api, where
 from cmdsvc.engine.docker.images import INSTANCE_LABEL, Images
 from cmdsvc.recipe import Recipe
 
@@ -30,7 +29,7 @@ async def sweep(api: Api, images: Images, *, all_: bool = False) -> None:
     `all_`: what others have replaced, too.
     """
     label = "=".join((INSTANCE_LABEL, images.labels[INSTANCE_LABEL]))
-    query = {"all": "1", "filters": json.dumps({"label": [label]})}
+    query = {"all": "1", **where(label=label)}
     found: list[Mapping[str, Any]] = await api.call("GET", "/images/json", query=query)
     images.replaced &= {image["Id"] for image in found}
     for image in found:

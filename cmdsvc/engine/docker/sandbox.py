@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cmdsvc.engine import Invocation
-from cmdsvc.engine.docker.http import Api, ApiError, Stream
+from cmdsvc.engine.docker.attached import Attached
+from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.seccomp import profile
 from cmdsvc.engine.docker.waiter import BLOCK, FOLDER, GO, READY, WAITER, hand_over
 from cmdsvc.errors import EngineError
@@ -48,8 +49,6 @@ They cannot be guessed. The engine holds back the first one until the next byte 
 that no keyboard sends: UTF-8 has no such byte.
 """
 
-_CHUNK: Final = 2**17
-
 _SECCOMP: Final = profile()
 
 
@@ -67,43 +66,6 @@ class Shape:
     runtime: str | None
     script_room: int = SCRIPT_ROOM
     """Bytes of script that it has room for."""
-
-
-class Frames:
-    """The output in an attached stream, in pieces of a bounded size."""
-
-    def __init__(self, stream: Stream, *, terminal: bool) -> None:
-        self._stream = stream
-        self._terminal = terminal
-        self._fd = 1
-        self._left = 0
-
-    async def next(self) -> tuple[int, bytes] | None:
-        """(1 or 2, some bytes), None at the end. Without a terminal the stream is in frames.
-
-        A frame: 1 or 2, three zeros, a length in four bytes, big-endian; then the bytes.
-        """
-        if self._terminal:
-            data = await self._stream.read(_CHUNK)
-            return (1, data) if data else None
-        while not self._left:
-            head = await self._stream.exactly(8)
-            if len(head) < 8:
-                return None
-            self._fd, self._left = head[0], int.from_bytes(head[4:], "big")
-        data = await self._stream.read(min(self._left, _CHUNK))
-        self._left -= len(data)
-        return (self._fd, data) if data else None
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A started container, and the way to its first program's streams."""
-
-    container: str
-    stream: Stream
-    frames: Frames
-    terminal: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +158,9 @@ async def start(api: Api, container: str, shape: Shape) -> Attached:
     waiting = await attach(api, container, shape, None)
     try:
         async with api.bounded(START_TIMEOUT):
-            await _expect(waiting.frames, READY)
+            await _expect(waiting, READY)
     except BaseException:
-        waiting.stream.close()
+        waiting.close()
         raise
     return waiting
 
@@ -223,8 +185,7 @@ async def attach(api: Api, container: str, shape: Shape, terminal: Terminal | No
     except BaseException:
         stream.close()
         raise
-    frames = Frames(stream, terminal=shape.terminal)
-    return Attached(container, stream, frames, shape.terminal)
+    return Attached(container, stream, terminal=shape.terminal)
 
 
 async def give(api: Api, waiting: Attached, invocation: Invocation) -> Handed:
@@ -239,11 +200,11 @@ async def give(api: Api, waiting: Attached, invocation: Invocation) -> Handed:
         with suppress(ApiError):  # it has just ended
             await resize(api, waiting.container, terminal.columns, terminal.rows)
     async with api.bounded(_GIVE_TIMEOUT):
-        await waiting.stream.write(line)
+        await waiting.write(line)
         if block:
-            await _expect(waiting.frames, BLOCK)
-            await waiting.stream.write(block)
-        return Handed(waiting, nonce, await _expect(waiting.frames, GO))
+            await _expect(waiting, BLOCK)
+            await waiting.write(block)
+        return Handed(waiting, nonce, await _expect(waiting, GO))
 
 
 async def resize(api: Api, container: str, columns: int, rows: int) -> None:
@@ -252,14 +213,14 @@ async def resize(api: Api, container: str, columns: int, rows: int) -> None:
     )
 
 
-async def _expect(frames: Frames, word: bytes) -> Sequence[tuple[int, bytes]]:
+async def _expect(attached: Attached, word: bytes) -> Sequence[tuple[int, bytes]]:
     """Waits for the waiter's word; what came with it and after it.
 
     What the program writes on stderr may overtake it.
     """
     ahead: list[tuple[int, bytes]] = []
     size = 0
-    while size <= _OVERTAKEN and (piece := await frames.next()):
+    while size <= _OVERTAKEN and (piece := await attached.next()):
         fd, data = piece
         if fd == 1:
             _, found, after = data.partition(word)
