@@ -6,7 +6,7 @@ ALL := $(if $(filter 0,$(shell id -u)),1,0)
 
 # Test files at once: much of a test's time is waiting for processes that it started.
 JOBS ?= 3
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo serve test quick lint format bench clean
 
@@ -34,8 +34,7 @@ serve: .venv/.run
 	@$(BIN)/python -m tests.kit run -- $(BIN)/cmdsvc serve
 
 test: .venv/.test
-	CMDSVC_TEST_ALL=$(ALL) $(PYTEST) -m "not slow"
-	CMDSVC_TEST_ALL=$(ALL) $(PYTEST) -m slow
+	CMDSVC_TEST_ALL=$(ALL) $(PYTEST)
 
 quick: .venv/.test
 	$(PYTEST) -m "not slow" --engine bubblewrap

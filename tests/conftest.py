@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """What is fast comes first. A file goes to one worker, its slow part maybe to another."""
+    for item in items:
+        name = item.path.stem + (".slow" if _is_slow(item) else "")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{name}"))
+    yield
+    items.sort(key=_is_slow)  # behind pytest's own order, which is by what parameters share
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
+
+
 @pytest.fixture(scope="session")
 def kit() -> Kit:
     """An Alpine base and signed repositories that need no Internet."""
@@ -45,6 +60,19 @@ def kit() -> Kit:
         return kit.build()
     except kit.KitError as error:
         unavailable(f"no offline kit: {error}")
+
+
+@pytest.fixture(scope="session")
+def dockerd_host() -> Iterator[str]:
+    """Where a Docker engine is, as DOCKER_HOST has it: one for all tests of this process."""
+    from tests import dockerd
+
+    with contextlib.ExitStack() as stack:
+        try:
+            host = stack.enter_context(dockerd.docker_host())
+        except dockerd.NoDockerError as error:
+            unavailable(str(error))
+        yield host
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import subprocess
@@ -32,19 +31,9 @@ def canary() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def docker_host(engine_name: str) -> Iterator[str]:
+def docker_host(request: pytest.FixtureRequest, engine_name: str) -> str:
     """Where a Docker engine is, "" where none is needed."""
-    if engine_name != "docker":
-        yield ""
-        return
-    from tests import dockerd
-
-    with contextlib.ExitStack() as stack:
-        try:
-            host = stack.enter_context(dockerd.docker_host())
-        except dockerd.NoDockerError as error:
-            unavailable(str(error))
-        yield host
+    return request.getfixturevalue("dockerd_host") if engine_name == "docker" else ""
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -15,15 +15,11 @@ from tests.kit import Kit, Server
 
 
 @pytest.fixture(scope="session")
-def engine_settings(engine_name: str) -> Iterator[dict[str, str]]:
+def engine_settings(request: pytest.FixtureRequest, engine_name: str) -> dict[str, str]:
     """What makes the service use that engine."""
     if engine_name == "bubblewrap":
-        yield {"CMDSVC_ENGINE": "bubblewrap"}
-        return
-    from tests import dockerd
-
-    with dockerd.docker_host() as host:
-        yield {"CMDSVC_ENGINE": "docker", "DOCKER_HOST": host}
+        return {"CMDSVC_ENGINE": "bubblewrap"}
+    return {"CMDSVC_ENGINE": "docker", "DOCKER_HOST": request.getfixturevalue("dockerd_host")}
 
 
 @pytest.fixture(scope="session")

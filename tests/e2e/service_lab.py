@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmdsvc.ssh.keys import add_user
+
 WARM = 3
 """Sandboxes at most that wait for runs: what a test left behind is to be told from them."""
 PATIENCE = 120.0
@@ -110,7 +112,16 @@ class Service:
         return path
 
     def add_user(self, name: str, *options: str) -> None:
-        self.cli("user", "add", name, f"{self.key(name)}.pub", *options).ok()
+        """By `cmdsvc user add`, or what it does before there is a store, which takes no process."""
+        public = Path(f"{self.key(name)}.pub")
+        environment = self.environment
+        there = (
+            "CMDSVC_DATABASE_URL" in environment or Path(environment["CMDSVC_DATA_DIR"]).exists()
+        )
+        if options or there:
+            self.cli("user", "add", name, str(public), *options).ok()
+        else:
+            add_user(Path(environment["CMDSVC_KEYS_DIR"]), name, public.read_text())
         self.users.append(name)
 
     def start(self, *module: str) -> None:
