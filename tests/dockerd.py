@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import docker
 from cmdsvc.engine.docker.images import repository
 
 ATTEMPTS = 3
-"""Starts: one fails where another daemon makes its chains of the firewall anew at that moment."""
+"""Starts: one fails where another daemon changes the firewall at that moment."""
 START_TIMEOUT = 60
 """Seconds until a dockerd has to answer, and until it has to be gone."""
 
@@ -52,14 +54,14 @@ class Dockerd:
         return self._process.pid
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
-        for attempt in range(1, ATTEMPTS + 1):
-            if self._start():
-                return
-            log = "".join(self._log)
-            if attempt == ATTEMPTS or "iptables failed" not in log:
-                raise NoDockerError(f"dockerd did not start:\n{log}")
-            self._log.clear()
+        """Starts it and waits until it answers; one after the other of all that tests start."""
+        with (Path(tempfile.gettempdir()) / "cmdsvc-dockerd.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for _ in range(ATTEMPTS):
+                self._log.clear()
+                if self._start():
+                    return
+        raise NoDockerError(f"dockerd did not start:\n{''.join(self._log)}")
 
     def _start(self) -> bool:
         _remove(self.folder / "pid", self.folder / "exec" / "containerd" / "containerd.pid")
@@ -69,12 +71,13 @@ class Dockerd:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
-        answers = threading.Event()
-        threading.Thread(target=self._read, args=(self._process, answers), daemon=True).start()
-        if not answers.wait(START_TIMEOUT) or self._process.poll() is not None:
-            self.crash()
-            return False
-        return True
+        listens: Future[bool] = Future()
+        threading.Thread(target=self._read, args=(self._process, listens), daemon=True).start()
+        with suppress(TimeoutError):
+            if listens.result(START_TIMEOUT):
+                return True
+        self.crash()
+        return False
 
     def stop(self) -> None:
         """Ends it and waits; its containers end with it."""
@@ -132,15 +135,17 @@ class Dockerd:
         finally:
             client.close()
 
-    def _read(self, process: subprocess.Popen[str], answers: threading.Event) -> None:
+    def _read(self, process: subprocess.Popen[str], listens: Future[bool]) -> None:
+        """Keeps the end of its log; `listens` is told whether it came so far."""
         if process.stderr is None:
             return
         with process.stderr:
             for line in process.stderr:
                 self._log.append(line)
-                if "API listen on" in line:
-                    answers.set()
-        answers.set()  # it ended: whoever waits looks at the process
+                if "API listen on" in line and not listens.done():
+                    listens.set_result(True)
+        if not listens.done():
+            listens.set_result(False)
 
     def _end_others(self) -> None:
         """Containerd and the shims: they name our folder on their command line."""
