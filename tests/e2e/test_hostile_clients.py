@@ -126,13 +126,14 @@ class Early(Talk):
 @pytest.mark.slow
 async def test_stdin_in_small_packets_before_the_command(door: Service):
     """Kept one by one, they would be taken apart in the square of their number."""
-    async with connected(door) as conn, connected(door, "bob") as other:
+    async with connected(door) as conn:
         _, session = await conn.create_session(Early, quoted("exec wc -c"), encoding=None)
         begun = time.monotonic()
-        assert await whoami(other) == "bob"
+        async with connected(door, "bob") as other:
+            assert await whoami(other) == "bob"
         assert await session.end() == 0
         assert session.out.strip() == b"600000"
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["channel", "tcp"])
