@@ -61,8 +61,8 @@ class Build:
     ) -> None:
         """Runs `plan` on the image `base` and keeps the result as `repository`:`tag`.
 
-        `packages` is the volume of what builds have fetched. The container ends by itself after `seconds`, should this service die. Errors: as of
-        `Engine.build`.
+        `packages` is the volume of what builds have fetched. The container ends by itself after
+        `seconds`, should this service die. Errors: as of `Engine.build`.
         """
         container = await self._create(base, seconds, packages)
         try:
