@@ -23,10 +23,11 @@ import pytest
 import pytest_asyncio
 
 import cmdsvc
+from cmdsvc.engine import launch
 from cmdsvc.engine.bubblewrap import BubblewrapEngine, arguments, cgroups
-from cmdsvc.engine.bubblewrap.launch import make as launch_make
 from cmdsvc.engine.bubblewrap.store import Store, remove
 from cmdsvc.engine.bubblewrap.stubs import PREPARED
+from cmdsvc.engine.launch import make as launch_make
 from cmdsvc.errors import BusyError, DataError, EngineError
 from cmdsvc.model import Outcome, Terminal
 from cmdsvc.recipe import Recipe
@@ -488,7 +489,7 @@ async def test_the_filters_are_what_the_rules_say() -> None:
     pytest.importorskip("pyseccomp")
     from cmdsvc.engine.bubblewrap.seccomp import make
 
-    for machine in arguments.MACHINES:
+    for machine in launch.MACHINES:
         for name, data in make.filters(machine).items():
             assert (arguments.HERE / "seccomp" / name).read_bytes() == data, name
 
@@ -498,7 +499,7 @@ async def test_the_launcher_is_what_its_source_says() -> None:
     compiler = launch_make.COMPILERS.get(platform.machine(), "")
     if not shutil.which(compiler):
         pytest.skip(f"no {compiler or 'launcher here'}")
-    made, shipped = launch_make.compiled(platform.machine()), arguments.launcher().read_bytes()
+    made, shipped = launch_make.compiled(platform.machine()), launch.program().read_bytes()
     assert abs(len(made) - len(shipped)) < 1000
     if call(compiler, "-dumpversion").stdout.startswith("12"):
         assert made == shipped
@@ -506,7 +507,7 @@ async def test_the_launcher_is_what_its_source_says() -> None:
 
 async def test_the_launcher_does_nothing_outside_of_a_sandbox(tmp_path: Path) -> None:
     program = tmp_path / "launch"
-    program.write_bytes(arguments.launcher().read_bytes())
+    program.write_bytes(launch.program().read_bytes())
     program.chmod(0o755)
     done = call(program, "3", "0", "-", "-", "/bin", "4", "1")
     assert done.returncode == 126

@@ -6,15 +6,13 @@ Why each option: docs/design.md. The order matters: bwrap does one after the oth
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cmdsvc.engine import AGENT_PATH, packages
 from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR
 
 HERE = Path(__file__).parent
-MACHINES = ("x86_64", "aarch64")
-"""As `uname -m` has them: those for which there are filters and a launcher."""
 
 SHARED_MEMORY, TEMPORARY = "/dev/shm", "/tmp"  # noqa: S108 - inside
 
@@ -30,10 +28,6 @@ BUILD_CAPABILITIES = (
 """Within the build's user namespace: what Docker gives to a build, less raw sockets and auditing."""
 
 
-def launcher() -> Path:
-    return HERE / "launch" / f"launch.{platform.machine()}"
-
-
 def filter_file(kind: str) -> Path:
     """`kind` is run, build or tty."""
     return HERE / "seccomp" / f"{kind}.{platform.machine()}.bpf"
@@ -44,12 +38,6 @@ def argv() -> bytes:
     command = [b"bwrap", b"--args", b"%d" % OPTIONS, b"--"]
     command += [LAUNCH_PATH, b"%d" % SOCKET, SEARCH_PATH, SCRIPT_PATH]
     return b"".join(word + b"\0" for word in command)
-
-
-def words(program: Iterable[bytes], env: Mapping[bytes, bytes]) -> bytes:
-    """What the launcher takes for the program's arguments and environment."""
-    pairs = (name + b"=" + value for name, value in env.items())
-    return b"".join(word + b"\0" for word in (*program, *pairs))
 
 
 def run_options(

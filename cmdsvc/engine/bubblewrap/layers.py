@@ -13,8 +13,8 @@ from cmdsvc.engine.bubblewrap.build import Builder
 from cmdsvc.engine.bubblewrap.job import BubblewrapJob
 from cmdsvc.engine.bubblewrap.machine import Machine
 from cmdsvc.engine.bubblewrap.runs import Runs
-from cmdsvc.engine.bubblewrap.sandbox import Task
 from cmdsvc.engine.bubblewrap.store import Store, remove
+from cmdsvc.engine.launch import Task
 from cmdsvc.errors import BusyError, DataError, EngineError
 from cmdsvc.model import Limits
 from cmdsvc.recipe import Recipe
@@ -129,10 +129,9 @@ class Layers:
         task = Task(
             program=[word.encode() for word in program],
             env={name.encode(): value.encode() for name, value in env.items()},
-            limits=limits,
             together=True,
         )
-        return await self._runs.begin(prepared, task)
+        return await self._runs.begin(prepared, task, limits)
 
     def _opened_builder(self) -> Builder:
         if self._builder is None:

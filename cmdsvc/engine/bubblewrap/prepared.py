@@ -7,8 +7,8 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from cmdsvc.engine.bubblewrap.job import MESSAGE, READY
 from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs
+from cmdsvc.engine.launch import READY
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Network
 
@@ -60,7 +60,7 @@ class Prepared:
                 data = await self.stub.hear()
         except TimeoutError:
             data = b"it takes too long"
-        if data != MESSAGE.pack(READY, 0):
+        if data != READY:
             raise EngineError("a sandbox could not be prepared", data.decode("utf-8", "replace"))
 
     async def put_away(self) -> None:

@@ -10,8 +10,9 @@ from cmdsvc.engine.bubblewrap import making
 from cmdsvc.engine.bubblewrap.job import BubblewrapJob
 from cmdsvc.engine.bubblewrap.machine import Machine
 from cmdsvc.engine.bubblewrap.prepared import Kind, Prepared
-from cmdsvc.engine.bubblewrap.sandbox import Task, hand_over
+from cmdsvc.engine.bubblewrap.sandbox import hand_over
 from cmdsvc.engine.bubblewrap.store import Store
+from cmdsvc.engine.launch import Task
 from cmdsvc.engine.warm import Warm
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Limits, Network
@@ -61,16 +62,17 @@ class Runs:
         task = Task(
             program=invocation.argv,
             env=env,
-            limits=limits,
             script=invocation.script,
             terminal=invocation.terminal,
         )
         run_id = invocation.run_id
-        job = await self._warm_start(kind, task, run_id) if invocation.agent is None else None
+        job = (
+            await self._warm_start(kind, task, limits, run_id) if invocation.agent is None else None
+        )
         if job is None:
             agent = invocation.agent is not None
             prepared = await making.for_run(self._machine, self._store, kind, agent=agent)
-            job = await self.begin(prepared, task, run_id, invocation.agent)
+            job = await self.begin(prepared, task, limits, run_id, invocation.agent)
         return job
 
     async def expect(self, recipe: Recipe, limits: Limits, network: Network) -> None:
@@ -86,7 +88,12 @@ class Runs:
         )
 
     async def begin(
-        self, prepared: Prepared, task: Task, run_id: str = "", agent: Agent | None = None
+        self,
+        prepared: Prepared,
+        task: Task,
+        limits: Limits,
+        run_id: str = "",
+        agent: Agent | None = None,
     ) -> BubblewrapJob:
         """Gives a sandbox its task. What fails leaves nothing; the job takes over all the rest."""
 
@@ -104,20 +111,17 @@ class Runs:
                 await self._left(prepared.kind.layer)
 
         try:
-            inputs, sources = hand_over(prepared.stub, prepared.stubs, task)
+            handed = hand_over(prepared.stub, prepared.stubs, task, limits)
         except BaseException as error:
             await prepared.aclose()
             if isinstance(error, OSError):
                 raise EngineError(f"the sandbox could not be started: {error}") from error
             raise
         job = BubblewrapJob(
-            prepared.stub,
-            prepared.said,
-            inputs,
-            sources,
+            prepared,
+            handed,
             terminal=task.terminal is not None,
             program=task.program[0] if task.program else b"",
-            out_of_memory=prepared.out_of_memory,
             release=end,
             agent=agent,
         )
@@ -132,11 +136,13 @@ class Runs:
             memory=0 if self._machine.memory_counted else limits.memory,
         )
 
-    async def _warm_start(self, kind: Kind, task: Task, run_id: str) -> BubblewrapJob | None:
+    async def _warm_start(
+        self, kind: Kind, task: Task, limits: Limits, run_id: str
+    ) -> BubblewrapJob | None:
         """A run in a sandbox that was ready for it, None where there is none."""
         while (prepared := self._warm.take(kind)) is not None:
             try:
-                job = await self.begin(prepared, task, run_id)
+                job = await self.begin(prepared, task, limits, run_id)
             except EngineError:
                 continue
             try:

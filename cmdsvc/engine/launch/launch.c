@@ -1,9 +1,10 @@
 /* The first process of a sandbox: starts the caller's program, passes signals on to it, reaps what
  * it leaves behind, and tells the server exactly what became of it.
  *
- *   launch FD SEARCH SCRIPT
+ *   launch SOCKET SEARCH SCRIPT
  *
- * FD is a SEQPACKET socket. The server reads from it messages of two ints:
+ * SOCKET is the descriptor of a SEQPACKET socket, or the path of one to connect to. The server reads
+ * from it messages of two ints:
  *   0, 0        the sandbox is ready for a program
  *   1, 0        the program is about to be started; with a terminal, its master is attached
  *   2, errno    the program could not be executed
@@ -20,16 +21,17 @@
  * session's own, from the sandbox's /dev/pts, and none are attached. NPROC, if not 0, is RLIMIT_NPROC:
  * it counts within the user namespace only when it is set inside. The script becomes the file SCRIPT.
  *
- * When the program has ended, what it left behind is killed before that is told.
+ * When the program has ended, what it left behind is killed before that is told. Then it waits until
+ * the server lets go of the socket: a sandbox that is torn down would have the processor first.
  *
  * An image need not have a shell, and a shell would change the environment and could tell neither
  * its own failure nor a signal from an exit status; so this is a static program without a library,
- * of less than two thousand bytes. make.py compiles it.
+ * of some three thousand bytes. make.py compiles it.
  */
 
 #if defined(__x86_64__)
 enum { NR_read = 0, NR_write = 1, NR_close = 3, NR_lseek = 8, NR_mmap = 9, NR_rt_sigprocmask = 14,
-       NR_ioctl = 16, NR_getpid = 39, NR_sendmsg = 46, NR_recvmsg = 47, NR_clone = 56, NR_execve = 59, NR_exit = 60,
+       NR_ioctl = 16, NR_getpid = 39, NR_socket = 41, NR_connect = 42, NR_sendmsg = 46, NR_recvmsg = 47, NR_clone = 56, NR_execve = 59, NR_exit = 60,
        NR_wait4 = 61, NR_kill = 62, NR_fcntl = 72, NR_setsid = 112, NR_prctl = 157, NR_openat = 257,
        NR_ppoll = 271, NR_signalfd4 = 289, NR_dup3 = 292, NR_prlimit64 = 302,
        NR_close_range = 436 };
@@ -48,8 +50,8 @@ __asm__(".globl _start\n_start:\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall begi
 #elif defined(__aarch64__)
 enum { NR_dup3 = 24, NR_fcntl = 25, NR_ioctl = 29, NR_openat = 56, NR_close = 57, NR_lseek = 62,
        NR_read = 63, NR_write = 64, NR_ppoll = 73, NR_signalfd4 = 74, NR_exit = 93, NR_kill = 129,
-       NR_rt_sigprocmask = 135, NR_setsid = 157, NR_prctl = 167, NR_getpid = 172,
-       NR_sendmsg = 211, NR_recvmsg = 212, NR_clone = 220, NR_execve = 221, NR_mmap = 222, NR_wait4 = 260,
+       NR_rt_sigprocmask = 135, NR_setsid = 157, NR_prctl = 167, NR_getpid = 172, NR_socket = 198,
+       NR_connect = 203, NR_sendmsg = 211, NR_recvmsg = 212, NR_clone = 220, NR_execve = 221, NR_mmap = 222, NR_wait4 = 260,
        NR_prlimit64 = 261, NR_close_range = 436 };
 static long call6(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -76,11 +78,11 @@ enum { SET_FD = 2, CLOSE_ON_EXEC = 1, SET_DUMPABLE = 4, LIMIT_PROCESSES = 6 };
 enum { AT_CWD = -100, READ_WRITE = 2, NO_TERMINAL = 0400, CLOSE_ON_EXEC_FLAG = 02000000 };
 enum { WRITE_NEW = 1 | 0100 | 0200, FOR_ALL_TO_RUN = 0555 };
 enum { SET_TERMINAL = 0x540e, SET_SIZE = 0x5414, OPEN_PEER = 0x5441, SET_LOCK = 0x40045431 };
-enum { SOCKET = 1, RIGHTS = 1 };
+enum { SOCKET = 1, RIGHTS = 1, UNIX = 1, SEQUENCED_PACKETS = 5, NAME_SIZE = 108 };
 enum { TO_END = 2, READ_AND_WRITE = 3, PRIVATE = 2, ANONYMOUS = 0x20 };
 enum { READY = 0, COMPLETE = 1, NOT_EXECUTED = 2, ENDED = 3 };
 enum { PATH_SIZE = 4096 };
-enum { FD = 1, SEARCH = 2, SCRIPT = 3, ARGUMENTS };
+enum { FIRST = 1, SEARCH = 2, SCRIPT = 3, ARGUMENTS };
 enum { MOST_FDS = 5 };
 
 struct part { void *base; unsigned long size; };
@@ -264,6 +266,20 @@ static int script(const char *path, int fd)
     return 0;
 }
 
+/* A socket that is connected to the one at `path`. */
+static int connected(const char *path)
+{
+    struct { unsigned short family; char name[NAME_SIZE]; } address;
+    address.family = UNIX;
+    for (int i = 0; i < NAME_SIZE; i++)
+        if (!(address.name[i] = path[i]))
+            break;
+    int fd = (int)call(NR_socket, UNIX, SEQUENCED_PACKETS, 0, 0, 0);
+    if (fd < 0 || call(NR_connect, fd, (long)&address, sizeof address, 0, 0) < 0)
+        leave(126);
+    return fd;
+}
+
 /* Waits for what is to be started; its descriptors. Ends with the server. */
 static void receive(int fd, struct task *task, int *fds)
 {
@@ -288,8 +304,10 @@ __attribute__((noreturn)) void begin(long *stack)
     /* What it says is not the program's to change: closes /proc/1 to it. */
     call(NR_prctl, SET_DUMPABLE, 0, 0, 0, 0);
     struct task task;
-    int fd = (int)number(arguments[FD]), master = -1, error = 0, fds[MOST_FDS], *next = fds;
-    /* FD is the first after the standard files; what bwrap was given besides is not for programs. */
+    const char *first = arguments[FIRST];
+    int fd = *first == '/' ? connected(first) : (int)number(first);
+    int master = -1, error = 0, fds[MOST_FDS], *next = fds;
+    /* It is the first after the standard files; what bwrap was given besides is not for programs. */
     call(NR_close_range, fd + 1, 0x7fffffff, 0, 0, 0);
     tell(fd, READY, 0, -1);
     receive(fd, &task, fds);
@@ -320,5 +338,7 @@ __attribute__((noreturn)) void begin(long *stack)
     while (call(NR_wait4, -1, (long)&other, 0, 0, 0) > 0)
         ;
     tell(fd, ENDED, status, -1);
+    while (call(NR_read, fd, (long)&other, sizeof other, 0, 0) > 0)
+        ;
     leave(status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff);
 }
