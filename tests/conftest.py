@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tests.kit import Kit, Server
 
 
+ROADS = {"docker": ["docker", "docker-handed"]}
+"""Names of an engine that hands runs over in several ways; the first is the one that it prefers."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine",
@@ -29,10 +33,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = metafunc.config.getoption("--engine") or ENGINES
         if metafunc.definition.get_closest_marker("any_engine"):
             chosen = chosen[:1]
+        roads = ROADS if metafunc.definition.get_closest_marker("every_road") else {}
         marks = {"docker": [pytest.mark.docker]}
         metafunc.parametrize(
             "engine_name",
-            [pytest.param(name, marks=marks.get(name, [])) for name in ENGINES if name in chosen],
+            [
+                pytest.param(road, marks=marks.get(name, []))
+                for name in ENGINES
+                if name in chosen
+                for road in roads.get(name, [name])
+            ],
             scope="session",
         )
 

@@ -33,7 +33,7 @@ def canary() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def docker_host(request: pytest.FixtureRequest, engine_name: str) -> str:
     """Where a Docker engine is, "" where none is needed."""
-    return request.getfixturevalue("dockerd_host") if engine_name == "docker" else ""
+    return request.getfixturevalue("dockerd_host") if engine_name.startswith("docker") else ""
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -46,6 +46,7 @@ async def lab(  # noqa: PLR0917 - fixtures are asked for by name
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Lab]:
     """The engine, open, in a folder that only this user can enter, with its bare base built."""
+    name, _, handed = engine_name.partition("-")
     private = tmp_path_factory.mktemp(engine_name)
     private.chmod(0o700)
     settings = EngineSettings(
@@ -55,10 +56,11 @@ async def lab(  # noqa: PLR0917 - fixtures are asked for by name
         limits=LIMITS,
         build_timeout=120.0,
         warm=WARM,
+        docker_runtime="runc" if handed else None,  # its runs go through the engine then
     )
-    make = maker(engine_name, docker_host)
+    make = maker(name, docker_host)
     lab = Lab(
-        engine_name,
+        name,
         make(settings),
         settings,
         make,

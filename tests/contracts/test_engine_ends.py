@@ -15,7 +15,7 @@ from cmdsvc.relay import relay
 from tests.contracts import engine_host as host
 from tests.contracts.engine_lab import PATIENCE, Lab, Progress, ScriptedCaller, Transcript, marker
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.every_road, pytest.mark.asyncio(loop_scope="session")]
 
 STUBBORN = """
     trap '' TERM INT HUP QUIT USR1

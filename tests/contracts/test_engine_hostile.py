@@ -29,7 +29,7 @@ from tests.contracts.engine_lab import (
 )
 from tests.contracts.test_engine_keeping import kept
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.every_road, pytest.mark.asyncio(loop_scope="session")]
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from cmdsvc.engine import Engine
 from cmdsvc.model import SCRIPT_PATH, Outcome, Reason, Terminal
 from tests.contracts.engine_lab import CANARY, ENV, Lab
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.every_road, pytest.mark.asyncio(loop_scope="session")]
 
 EVERY_BYTE = bytes(range(1, 256))
 ODD = [

@@ -13,7 +13,7 @@ from cmdsvc.model import Outcome, Reason, Terminal
 from cmdsvc.relay import Job
 from tests.contracts.engine_lab import ENV, Lab, Transcript
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.every_road, pytest.mark.asyncio(loop_scope="session")]
 
 TERMINAL = Terminal("xterm-256color", 101, 37)
 

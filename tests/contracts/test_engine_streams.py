@@ -12,7 +12,7 @@ from cmdsvc.model import Outcome, Terminal
 from tests.contracts import engine_host as host
 from tests.contracts.engine_lab import MB, PATIENCE, Lab, Transcript, feed, marker
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.every_road, pytest.mark.asyncio(loop_scope="session")]
 
 NOISE = random.Random(1).randbytes(3 * MB + 17)
 DIGEST = hashlib.sha256(NOISE).hexdigest()

@@ -99,11 +99,19 @@ def client(host: str) -> Iterator[docker.DockerClient]:
 
 @contextlib.asynccontextmanager
 async def lab(
-    host: str, folder: Path, kit: Kit, mirror: Server, *, warm: int = 0, through: str = ""
+    host: str,
+    folder: Path,
+    kit: Kit,
+    mirror: Server,
+    *,
+    warm: int = 0,
+    through: str = "",
+    runtime: str | None = None,
 ) -> AsyncIterator[Lab]:
     """An open engine with its bare base built; all that it made is removed afterwards.
 
-    It reaches the Docker engine at `host` by another way where `through` says one.
+    It reaches the Docker engine at `host` by another way where `through` says one. With a `runtime`
+    runs are handed over through the engine.
     """
     settings = EngineSettings(
         data_dir=folder,
@@ -116,6 +124,7 @@ async def lab(
         limits=Limits(timeout=60, memory=64 * MB, cpus=1, pids=64, disk=16 * MB),
         build_timeout=60,
         warm=warm,
+        docker_runtime=runtime,
     )
     engine = DockerEngine(settings, through or host)
     with client(host) as looking:

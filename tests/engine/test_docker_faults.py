@@ -154,10 +154,26 @@ async def test_those_that_wait_end_with_the_engine(
     await until(lambda: warm.engine.warm == len(warm.containers()) > 0)
 
 
+async def test_one_that_waits_needs_no_engine_that_answers(
+    daemon: dockerd.Dockerd, warm: Lab
+) -> None:
+    daemon.pause()
+    try:
+        assert await warm.run("cat; echo out; exit 3") == (b"out\n", Outcome(3))
+    finally:
+        daemon.resume()
+    await until(lambda: warm.engine.warm == len(warm.containers()) > 0)
+
+
 async def test_one_that_waits_behind_an_engine_that_hangs(
     daemon: dockerd.Dockerd, warm: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "_GIVE_TIMEOUT", 0.5)
+    """What is handed over through it cannot begin."""
+    monkeypatch.setattr(warm.engine._runs._direct, "_possible", False)
+    await warm.engine._runs._warm.drop()
+    assert await warm.run("echo first") == (b"first\n", Outcome(0))
+    await until(lambda: warm.engine.warm == len(warm.containers()) > 0)
+    monkeypatch.setattr(sandbox, "GIVE_TIMEOUT", 0.5)
     daemon.pause()
     try:
         with pytest.raises(EngineError, match="did not answer within"):

@@ -131,10 +131,12 @@ async def test_a_burst(lab: Lab) -> None:
     assert most == MOST
 
 
-async def test_ends_that_need_the_engines_word(lab: Lab) -> None:
+async def test_ends_that_need_the_engines_word(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     hog = "exec sh -c 'head -c 200000000 /dev/zero | tail -c 200000000 >/dev/null; exit $?'"
     out, outcome = await lab.run(hog)
     assert (out, outcome.exit_status, outcome.reason) == (b"", 137, Reason.MEMORY)
+    monkeypatch.setattr(lab.engine._runs._direct, "_possible", False)
+    await lab.engine._runs._warm.drop()
     assert await lab.run("kill -KILL $PPID; sleep 60") == (b"", Outcome(137, Reason.SIGNAL))
     job = await lab.start("trap 'echo told; exit 4' TERM; echo ready; while :; do sleep 1; done")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -61,9 +61,12 @@ class Janitor:
             raise
         return str(made["Id"])
 
-    async def discard(self, container: str) -> None:
-        """Has it killed and removed in the background."""
-        removal = self.spawn(self._remove(container))
+    async def discard(self, container: str, after: Callable[[], None] = lambda: None) -> None:
+        """Has it killed and removed in the background.
+
+        `after` is called when that was tried once, whatever became of it.
+        """
+        removal = self.spawn(self._remove(container, after))
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
         if len(self._removals) > _BACKLOG:
@@ -92,22 +95,28 @@ class Janitor:
         with suppress(EngineError):
             await self.discard((await making)["Id"])
 
-    async def _remove(self, container: str) -> None:
-        await self._rest(_CALM)
+    async def _remove(self, container: str, after: Callable[[], None]) -> None:
+        try:
+            await self._rest(_CALM)
+            over = await self._try_to_remove(container)
+        finally:
+            after()
         pause = 0.5
-        while True:
-            last = self._closing.is_set()
-            try:
-                async with self._turn:
-                    await remove(self._api, container)
-            except EngineError as error:
-                log.warning("container %s could not be removed: %s", container[:12], error)
-            else:
-                return
-            if last:
-                return
+        while not over:
             await self._rest(pause)
             pause = min(2 * pause, _PAUSE)
+            over = await self._try_to_remove(container)
+
+    async def _try_to_remove(self, container: str) -> bool:
+        """Whether it need not be tried again."""
+        last = self._closing.is_set()
+        try:
+            async with self._turn:
+                await remove(self._api, container)
+        except EngineError as error:
+            log.warning("container %s could not be removed: %s", container[:12], error)
+            return last
+        return True
 
     async def _rest(self, seconds: float) -> None:
         with suppress(TimeoutError):

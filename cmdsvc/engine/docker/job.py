@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from datetime import datetime
 from signal import Signals
-from typing import Any, Final
+from typing import Final
 
 from cmdsvc.engine import Usage
 from cmdsvc.engine.docker.attached import Attached
+from cmdsvc.engine.docker.container import Container
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.janitor import Janitor
 from cmdsvc.engine.docker.sandbox import Handed, resize
 from cmdsvc.engine.docker.waiter import GROUP, Trailer
+from cmdsvc.engine.launch.job import KILLED, OUT_OF_MEMORY
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Outcome, Reason
-
-log = logging.getLogger(__name__)
 
 _PASSED_ON: Final = frozenset(
     {"ALRM", "HUP", "INT", "KILL", "PIPE", "QUIT", "TERM", "USR1", "USR2"}
@@ -34,19 +30,6 @@ _DEADLY: Final = frozenset({"ABRT", "FPE", "ILL", "SEGV"})
 
 _END_OF_FILE: Final = b"\x04"
 """A terminal's VEOF, ^D."""
-
-_KILL_TIMEOUT: Final = 10.0
-"""Seconds: an engine that hangs must not hold up its callers."""
-
-_NOTED: Final = 2.0
-"""Seconds to wait for the container's end after the program's: until then the engine may not have
-noted yet that memory ran out (it took 10 to 40 ms)."""
-
-_STATS_TIMEOUT: Final = 2.0
-"""Seconds."""
-
-_KILLED: Final = 137
-"""A container's status after SIGKILL: sent by somebody, or by the kernel where memory ran out."""
 
 _NUMBERS: Final = frozenset(int(number) for number in Signals)
 
@@ -63,13 +46,16 @@ class DockerJob:
         self._api = api
         self._janitor = janitor
         self._attached = attached
-        self._container = attached.container
+        self._container = Container(api, attached.container)
         self._closed = closed
         self._in_line = False
         self._killed = False
-        self._gone = False
         self._outcome: Outcome | None = None
         self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def container(self) -> str:
+        return self._container.id
 
     async def send(self, data: bytes) -> None:
         if data and not self._over:
@@ -89,7 +75,7 @@ class DockerJob:
     async def resize(self, columns: int, rows: int) -> None:
         if self._attached.terminal and not self._over:
             with suppress(ApiError):  # it has just ended
-                await resize(self._api, self._container, columns, rows)
+                await resize(self._api, self.container, columns, rows)
 
     async def signal(self, name: str) -> None:
         if self._over:
@@ -97,7 +83,7 @@ class DockerJob:
         with suppress(ApiError):  # it has just ended
             if name in _PASSED_ON:
                 self._killed = self._killed or name == "KILL"
-                await self._call("kill", signal=name)
+                await self._container.call("kill", signal=name)
             elif name in _DEADLY:
                 await self._signal_inside(name)
 
@@ -114,19 +100,7 @@ class DockerJob:
 
     async def usage(self) -> Usage | None:
         """None where it has ended, or the engine does not tell."""
-        if self._over:
-            return None
-        try:
-            stats: dict[str, Any] = await self._api.call(
-                "GET",
-                f"/containers/{self._container}/stats",
-                query={"stream": "false", "one-shot": "true"},
-                timeout=_STATS_TIMEOUT,
-            )
-            nanoseconds = stats["cpu_stats"]["cpu_usage"]["total_usage"]
-            return Usage(nanoseconds / 1e9, stats["memory_stats"].get("usage"))
-        except (EngineError, KeyError):
-            return None
+        return None if self._over else await self._container.usage()
 
     async def aclose(self) -> None:
         if self._closing is None:
@@ -140,99 +114,41 @@ class DockerJob:
 
     @property
     def _over(self) -> bool:
-        return self._closing is not None or self._gone or self._status is not None
+        return self._closing is not None or self._container.gone or self._status is not None
 
     async def _close(self) -> None:
         try:
-            if self._status is None and not self._gone:
-                try:
-                    await self._call("kill", timeout=_KILL_TIMEOUT, signal="KILL")
-                except ApiError as error:
-                    log.debug("run in %s ended by itself: %s", self._container[:12], error)
-                except EngineError as error:
-                    log.warning("run in %s could not be killed: %s", self._container[:12], error)
+            if self._status is None and not self._container.gone:
+                await self._container.kill()
         finally:
             self._attached.close()
             self._closed(self)
-            await self._janitor.discard(self._container)
+            await self._janitor.discard(self.container)
 
     async def _conclude(self) -> Outcome:
         if self._closing is not None and self._status is None:
-            return Outcome(_KILLED, Reason.SIGNAL, "killed")
+            return Outcome(KILLED, Reason.SIGNAL, "killed")
         status = self._status
         if status is None:
             status = await self._ended()
-        if status == _KILLED and await self._out_of_memory():
-            return Outcome(_KILLED, Reason.MEMORY, "out of memory; let it use less")
+        if status == KILLED and not self._killed and await self._container.out_of_memory():
+            return OUT_OF_MEMORY
         reason = Reason.SIGNAL if status - 128 in _NUMBERS else Reason.EXIT
         return Outcome(status, reason)
 
     async def _ended(self) -> int:
         """The container's own status."""
-        try:
-            status = int((await self._call("wait"))["StatusCode"])
-        except ApiError as error:
-            raise _lost() from error
-        self._gone = True
-        if status == _KILLED and not self._killed and await self._killed_by_engine():
-            raise _lost()
-        return status
-
-    async def _out_of_memory(self) -> bool:
-        """Whether the kernel killed for want of memory.
-
-        Only meaningful with status 137: it is also said where only a process died that the program
-        did not care for.
-        """
-        if self._killed:
-            return False
-        with suppress(EngineError):  # what is left behind is not waited for
-            if not self._gone:
-                await self._call("kill", timeout=_NOTED, signal="KILL")
-            await self._call("wait", timeout=_NOTED)
-        with suppress(ApiError):
-            return bool((await self._inspect())["OOMKilled"])
-        return False
-
-    async def _killed_by_engine(self) -> bool:
-        """Whether it was killed through the engine, as when that is stopped, and not from inside."""
-        try:
-            state = await self._inspect()
-            if state["OOMKilled"]:
-                return False
-            # The engine's clock; the event may be noted just after the end.
-            until = datetime.fromisoformat(state["FinishedAt"][:19] + "+00:00").timestamp() + 1
-            events = await self._api.call(
-                "GET",
-                "/events",
-                query={
-                    "since": "0",
-                    "until": str(math.ceil(until)),
-                    "filters": json.dumps({"container": [self._container], "event": ["kill"]}),
-                },
-            )
-        except ApiError:
-            return True
-        return bool(events)
-
-    async def _inspect(self) -> dict[str, Any]:
-        state: dict[str, Any] = await self._api.call("GET", f"/containers/{self._container}/json")
-        return dict(state["State"])
+        return await self._container.status(killed=self._killed)
 
     async def _signal_inside(self, name: str) -> None:
         """Where the image has a shell."""
         script = f"{self._find} kill -s {name} -- $whom"
         made = await self._api.call(
             "POST",
-            f"/containers/{self._container}/exec",
+            f"/containers/{self.container}/exec",
             body={"Cmd": ["/bin/sh", "-c", script]},
         )
         await self._api.call("POST", f"/exec/{made['Id']}/start", body={"Detach": True})
-
-    async def _call(self, what: str, *, timeout: float = 30.0, **query: str) -> Any:  # noqa: ASYNC109
-        return await self._api.call(
-            "POST", f"/containers/{self._container}/{what}", query=query, timeout=timeout
-        )
 
 
 class HandedJob(DockerJob):
@@ -265,7 +181,7 @@ class HandedJob(DockerJob):
     async def _ended(self) -> int:
         """The container's own status, where a kill took the waiter's word."""
         status = await super()._ended()
-        if status != _KILLED and self._closing is None:
+        if status != KILLED and self._closing is None:
             raise EngineError(
                 "the sandbox ended without telling how its run did",
                 "its output may be incomplete, run it again",
@@ -278,7 +194,3 @@ class HandedJob(DockerJob):
         if any(trailer.status is None for trailer in self._trailers.values()):
             return None
         return self._trailers[1].status
-
-
-def _lost() -> EngineError:
-    return EngineError("the Docker engine ended the run", "try again when it is back")

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from cmdsvc.engine import AGENT_PATH, EngineSettings, Invocation, Usage
-from cmdsvc.engine.docker.agents import ELSEWHERE, UNSEEN, Door, Doors, is_unseen
 from cmdsvc.engine.docker.bridge import Bridge
+from cmdsvc.engine.docker.direct import Direct, DirectJob, Launched
+from cmdsvc.engine.docker.doors import ELSEWHERE, UNSEEN, Door, Doors, is_unseen
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.images import Images
 from cmdsvc.engine.docker.janitor import Janitor
-from cmdsvc.engine.docker.job import DockerJob, HandedJob
+from cmdsvc.engine.docker.job import DockerJob
 from cmdsvc.engine.docker.layers import Layers
 from cmdsvc.engine.docker.making import Making
 from cmdsvc.engine.docker.prepared import Prepared
-from cmdsvc.engine.docker.sandbox import SCRIPT_ROOM, EndedError, Handed, Shape
+from cmdsvc.engine.docker.sandbox import SCRIPT_ROOM, EndedError, Shape
 from cmdsvc.engine.warm import Warm
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Limits, Network
@@ -26,6 +28,8 @@ from cmdsvc.recipe import Recipe
 
 _STATS: Final = 8
 """Containers that the engine is asked about at once: runs need it too."""
+
+Started = DockerJob | DirectJob
 
 
 class Runs:
@@ -46,12 +50,15 @@ class Runs:
         self._images = images
         self._bridge = bridge
         self._layers = layers
-        self._making = Making(api, janitor, images, bridge)
-        self._warm: Warm[Shape, Prepared] = Warm(self._making.prepare, settings.warm)
-        self._jobs: dict[DockerJob, str] = {}
+        self._direct = Direct(settings.data_dir / "waiting", api.host, api, janitor)
+        self._making = Making(api, janitor, images, bridge, self._direct)
+        self._warm: Warm[Shape, Prepared | Launched] = Warm(self._making.prepare, settings.warm)
+        self._jobs: dict[Started, str] = {}
         """With the ids of their runs."""
-        self._doors = Doors(settings.data_dir / "agents", api.host)
-        self._opened: dict[DockerJob, Door] = {}
+        self._doors = Doors(
+            settings.data_dir / "agents", api.host, AGENT_PATH.decode(), socket.SOCK_STREAM
+        )
+        self._opened: dict[Started, Door] = {}
 
     @property
     def warm(self) -> int:
@@ -64,6 +71,7 @@ class Runs:
     def clear(self) -> None:
         """Removes the files that a dead server left. OSError."""
         self._doors.clear()
+        self._direct.open()
 
     async def aclose(self) -> None:
         await self._warm.aclose()
@@ -74,7 +82,7 @@ class Runs:
         await self._warm.drop(lambda shape: images is None or shape.image in images)
         await self._janitor.settle()
 
-    async def start(self, invocation: Invocation) -> DockerJob:
+    async def start(self, invocation: Invocation) -> Started:
         agent = invocation.agent
         if agent is None:
             return await self._start(invocation)
@@ -96,7 +104,8 @@ class Runs:
             agent.refuse(UNSEEN)
             return job
         self._opened[job] = door
-        door.hand_over(agent)
+        agent.listen(door.listener.dup())
+        door.listener.close()
         return job
 
     async def expect(self, recipe: Recipe, limits: Limits, network: Network) -> None:
@@ -108,7 +117,7 @@ class Runs:
     async def usage(self) -> Mapping[str, Usage]:
         room = asyncio.Semaphore(_STATS)
 
-        async def of(job: DockerJob) -> Usage | None:
+        async def of(job: Started) -> Usage | None:
             async with room:
                 return await job.usage()
 
@@ -120,7 +129,7 @@ class Runs:
             if usage is not None
         }
 
-    async def _start(self, invocation: Invocation, door: Door | None = None) -> DockerJob:
+    async def _start(self, invocation: Invocation, door: Door | None = None) -> Started:
         if door is not None:
             env = {**invocation.env, b"SSH_AUTH_SOCK": AGENT_PATH}
             invocation = dataclasses.replace(invocation, env=env)
@@ -137,7 +146,7 @@ class Runs:
         self._jobs[job] = invocation.run_id
         return job
 
-    async def _begin(self, invocation: Invocation, door: Door | None) -> DockerJob:
+    async def _begin(self, invocation: Invocation, door: Door | None) -> Started:
         shape = await self._shape(
             invocation.recipe,
             invocation.limits,
@@ -149,22 +158,21 @@ class Runs:
         if invocation.recipe.imported:
             attached = await self._making.begin(invocation, shape, mounts)
             return DockerJob(self._api, self._janitor, attached, self._forget)
-        handed = None
         if door is None and shape.script_room == SCRIPT_ROOM:
-            handed = await self._warm_start(shape, invocation)
-        if handed is None:
-            prepared = await self._making.prepare(shape, mounts)
-            handed = await prepared.give(invocation)
-        return HandedJob(self._api, self._janitor, handed, self._forget)
+            job = await self._warm_start(shape, invocation)
+            if job is not None:
+                return job
+        prepared = await self._making.prepare(shape, mounts)
+        return await prepared.begin(invocation, self._forget)
 
-    async def _warm_start(self, shape: Shape, invocation: Invocation) -> Handed | None:
+    async def _warm_start(self, shape: Shape, invocation: Invocation) -> Started | None:
         """A run in a container that was ready for it, None where there is none."""
         while (prepared := self._warm.take(shape)) is not None:
             with suppress(EndedError):
-                return await prepared.give(invocation)
+                return await prepared.begin(invocation, self._forget)
         return None
 
-    def _forget(self, job: DockerJob) -> None:
+    def _forget(self, job: Started) -> None:
         self._jobs.pop(job, None)
         if (door := self._opened.pop(job, None)) is not None:
             door.close()

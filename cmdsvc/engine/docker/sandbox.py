@@ -14,7 +14,7 @@ from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.seccomp import profile
 from cmdsvc.engine.docker.waiter import BLOCK, FOLDER, GO, READY, WAITER, hand_over
 from cmdsvc.errors import EngineError
-from cmdsvc.model import SEARCH_PATH, WORK_DIR, Limits, Terminal
+from cmdsvc.model import SCRIPT_PATH, SEARCH_PATH, WORK_DIR, Limits, Terminal
 
 NOBODY: Final = 65534
 """The user and group that scripts run as: nobody, in every base."""
@@ -22,7 +22,7 @@ NOBODY: Final = 65534
 START_TIMEOUT: Final = 60.0
 """Seconds: many starts at once queue up in the engine."""
 
-_GIVE_TIMEOUT: Final = 30.0
+GIVE_TIMEOUT: Final = 30.0
 """Seconds."""
 
 _OVERTAKEN: Final = 2**20
@@ -34,7 +34,7 @@ _LEAST_MEMORY: Final = 6 * 2**20
 _LEAST_CPUS: Final = 0.01
 
 _OWN_PROCESSES: Final = 2
-"""The init and the waiter, which count against the container's limit."""
+"""The init and the waiter, which count against the container's limit; or the launcher alone."""
 
 SCRIPT_ROOM: Final = 2 * 2**20
 """Bytes of script that a container has room for, unless it is made for a longer one."""
@@ -48,6 +48,8 @@ _DETACH: Final = b"\xfe," + ",".join(secrets.token_hex(24)).encode()
 They cannot be guessed. The engine holds back the first one until the next byte comes, so it is one
 that no keyboard sends: UTF-8 has no such byte.
 """
+
+_STREAMS: Final = ("OpenStdin", "StdinOnce", "AttachStdin", "AttachStdout", "AttachStderr")
 
 _SECCOMP: Final = profile()
 
@@ -90,6 +92,38 @@ def description(
     mounts: Sequence[Mapping[str, Any]] = (),
 ) -> Mapping[str, Any]:
     """What to make a container from that waits; `cpus` is how many the engine has."""
+    return {
+        **_by_itself(shape, labels, cpus, mounts),
+        "Entrypoint": ["/bin/sh", "-c", WAITER],
+        # The init passes a signal on to the whole process group.
+        "Env": ["TINI_KILL_PROCESS_GROUP=1", f"PATH={SEARCH_PATH.decode()}"],
+    }
+
+
+def launched(
+    shape: Shape,
+    labels: Mapping[str, str],
+    cpus: float,
+    command: Sequence[str],
+    mounts: Sequence[Mapping[str, Any]],
+) -> Mapping[str, Any]:
+    """The same, of one whose first program is the launcher: `command` is what it is and has first."""
+    described = _by_itself(shape, labels, cpus, mounts)
+    return {
+        **described,
+        "Entrypoint": [*command, SEARCH_PATH.decode(), SCRIPT_PATH.decode()],
+        **dict.fromkeys(_STREAMS, False),
+        "Tty": False,
+        "HostConfig": {**described["HostConfig"], "Init": False},
+    }
+
+
+def _by_itself(
+    shape: Shape,
+    labels: Mapping[str, str],
+    cpus: float,
+    mounts: Sequence[Mapping[str, Any]],
+) -> Mapping[str, Any]:
     owner = f"uid={NOBODY},gid={NOBODY}"
     work = f"exec,nosuid,nodev,size={int(shape.limits.disk * _SHARE)}"
     folders = {
@@ -99,10 +133,7 @@ def description(
     }
     return {
         **isolated(shape, labels, cpus, folders, mounts),
-        "Entrypoint": ["/bin/sh", "-c", WAITER],
         "Cmd": [],
-        # The init passes a signal on to the whole process group.
-        "Env": ["TINI_KILL_PROCESS_GROUP=1", f"PATH={SEARCH_PATH.decode()}"],
         "User": f"{NOBODY}:{NOBODY}",
         "WorkingDir": WORK_DIR.decode(),
     }
@@ -143,11 +174,7 @@ def isolated(
         "Image": shape.image,
         "Labels": dict(labels),
         "Tty": shape.terminal,
-        "OpenStdin": True,
-        "StdinOnce": True,
-        "AttachStdin": True,
-        "AttachStdout": True,
-        "AttachStderr": True,
+        **dict.fromkeys(_STREAMS, True),
         "StopSignal": "SIGKILL",  # the waiter ignores TERM: the engine's own end would wait for it
         "HostConfig": host,
     }
@@ -199,7 +226,7 @@ async def give(api: Api, waiting: Attached, invocation: Invocation) -> Handed:
     if (terminal := invocation.terminal) is not None:
         with suppress(ApiError):  # it has just ended
             await resize(api, waiting.container, terminal.columns, terminal.rows)
-    async with api.bounded(_GIVE_TIMEOUT):
+    async with api.bounded(GIVE_TIMEOUT):
         await waiting.write(line)
         if block:
             await _expect(waiting, BLOCK)

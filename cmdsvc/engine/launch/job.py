@@ -12,7 +12,7 @@ import socket
 import struct
 import termios
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 
 from cmdsvc.engine.launch.task import Handed
 from cmdsvc.model import SCRIPT_PATH, Outcome, Reason
@@ -44,6 +44,8 @@ class LaunchedJob(ABC):
         self._inputs = handed.inputs
         self._sources = dict(handed.sources)
         self._fds = {*self._sources, *(() if terminal else (handed.inputs,))}
+        self._armed: set[int] = set()
+        """Of those that the event loop has looked at."""
         self._terminal = terminal
         self._program = program
         self._loop = asyncio.get_running_loop()
@@ -57,8 +59,9 @@ class LaunchedJob(ABC):
         self._size: tuple[int, int] | None = None
         self._errno: int | None = None
         self._status: int | None = None
-        self._closing: asyncio.Future[None] | None = None
-        self._loop.add_reader(sock, self._heard)
+        self._outcome: Outcome | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._loop.add_reader(sock.fileno(), self._heard)
 
     @abstractmethod
     def _kill(self) -> None:
@@ -76,6 +79,10 @@ class LaunchedJob(ABC):
     async def _release(self) -> None:
         """Called once, when the sandbox is to go."""
 
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """A task that goes on when the caller has left."""
+        return asyncio.ensure_future(work)
+
     async def began(self) -> bool:
         """Whether the sandbox got its task; where it did not, the program was never started."""
         await self._complete.wait()
@@ -90,6 +97,7 @@ class LaunchedJob(ABC):
                 view = view[os.write(self._inputs, view) :]
             except BlockingIOError:
                 self._writable.clear()
+                self._armed.add(self._inputs)
                 self._loop.add_writer(self._inputs, self._writable.set)
                 try:
                     await self._writable.wait()
@@ -143,6 +151,11 @@ class LaunchedJob(ABC):
 
     async def wait(self) -> Outcome:
         await self._done.wait()
+        if self._outcome is None:
+            self._outcome = await self._conclude()
+        return self._outcome
+
+    async def _conclude(self) -> Outcome:
         if self._errno is not None:
             return self._not_executed(self._errno)
         if self._status is None:
@@ -154,7 +167,7 @@ class LaunchedJob(ABC):
 
     async def aclose(self) -> None:
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._end())
+            self._closing = self._spawn(self._end())
         await asyncio.shield(self._closing)
 
     async def _end(self) -> None:
@@ -173,8 +186,8 @@ class LaunchedJob(ABC):
         try:
             # Once there is a program, what is attached is dropped unseen.
             data, fds, _, _ = socket.recv_fds(self._sock, _MAX_MESSAGE, 0 if self._built else 1)
-        except BlockingIOError:
-            return
+        except (BlockingIOError, ConnectionResetError):
+            return  # a reset is told before what was said, and before the end
         except OSError:
             data, fds = b"", []
         if len(data) != _MESSAGE.size:
@@ -218,7 +231,7 @@ class LaunchedJob(ABC):
         """The program has ended: nothing that it may have left behind goes on."""
         if self._done.is_set():
             return
-        self._loop.remove_reader(self._sock)
+        self._loop.remove_reader(self._sock.fileno())
         self._kill()
         self._done.set()
         self._complete.set()
@@ -249,6 +262,7 @@ class LaunchedJob(ABC):
         """Until something can be read, or the program has ended since it was last asked."""
         self._wake.clear()
         armed = [fd for fd in self._sources if fd in self._fds]
+        self._armed.update(armed)
         for fd in armed:
             self._loop.add_reader(fd, self._wake.set)
         try:
@@ -262,8 +276,9 @@ class LaunchedJob(ABC):
     def _close(self, fd: int) -> None:
         if fd in self._fds:
             self._fds.discard(fd)
-            self._loop.remove_reader(fd)
-            self._loop.remove_writer(fd)
+            if fd in self._armed:  # to ask the loop in vain is slow
+                self._loop.remove_reader(fd)
+                self._loop.remove_writer(fd)
             os.close(fd)
 
 

@@ -78,7 +78,7 @@ enum { SET_FD = 2, CLOSE_ON_EXEC = 1, SET_DUMPABLE = 4, LIMIT_PROCESSES = 6 };
 enum { AT_CWD = -100, READ_WRITE = 2, NO_TERMINAL = 0400, CLOSE_ON_EXEC_FLAG = 02000000 };
 enum { WRITE_NEW = 1 | 0100 | 0200, FOR_ALL_TO_RUN = 0555 };
 enum { SET_TERMINAL = 0x540e, SET_SIZE = 0x5414, OPEN_PEER = 0x5441, SET_LOCK = 0x40045431 };
-enum { SOCKET = 1, RIGHTS = 1, UNIX = 1, SEQUENCED_PACKETS = 5, NAME_SIZE = 108 };
+enum { SOCKET = 1, RIGHTS = 1, RECEIVED_CLOSE_ON_EXEC = 0x40000000, UNIX = 1, SEQUENCED_PACKETS = 5, NAME_SIZE = 108 };
 enum { TO_END = 2, READ_AND_WRITE = 3, PRIVATE = 2, ANONYMOUS = 0x20 };
 enum { READY = 0, COMPLETE = 1, NOT_EXECUTED = 2, ENDED = 3 };
 enum { PATH_SIZE = 4096 };
@@ -280,19 +280,20 @@ static int connected(const char *path)
     return fd;
 }
 
-/* Waits for what is to be started; its descriptors. Ends with the server. */
-static void receive(int fd, struct task *task, int *fds)
+/* Waits for what is to be started; its descriptors, and how many. Ends with the server. */
+static int receive(int fd, struct task *task, int *fds)
 {
     struct part part = { task, sizeof *task };
     struct rights rights;
     struct header header = { 0, 0, &part, 1, &rights, sizeof rights, 0 };
-    if (call(NR_recvmsg, fd, (long)&header, 0, 0, 0) != sizeof *task)
+    if (call(NR_recvmsg, fd, (long)&header, RECEIVED_CLOSE_ON_EXEC, 0, 0) != sizeof *task)
         leave(0);
     int expected = 1 + !!task->with_script + (task->columns < 0 ? 3 : 0);
     if (header.control_size < 16 || rights.size != 16 + 4 * (unsigned long)expected)
         leave(126);
     for (int i = 0; i < expected; i++)
         fds[i] = rights.fds[i];
+    return expected;
 }
 
 __attribute__((noreturn)) void begin(long *stack)
@@ -310,7 +311,7 @@ __attribute__((noreturn)) void begin(long *stack)
     /* It is the first after the standard files; what bwrap was given besides is not for programs. */
     call(NR_close_range, fd + 1, 0x7fffffff, 0, 0, 0);
     tell(fd, READY, 0, -1);
-    receive(fd, &task, fds);
+    int received = receive(fd, &task, fds);
     char **program = words(*next++, task.count);
     if (task.with_script)
         error = script(arguments[SCRIPT], *next++);
@@ -320,7 +321,9 @@ __attribute__((noreturn)) void begin(long *stack)
         for (int i = 0; i < 3; i++)
             call(NR_dup3, next[i], i, 0, 0, 0);
     tell(fd, COMPLETE, 0, master);
-    call(NR_close_range, fd + 1, 0x7fffffff, 0, 0, 0);
+    for (int i = 0; i < received; i++)
+        call(NR_close, fds[i], 0, 0, 0, 0);
+    call(NR_close, master, 0, 0, 0, 0);
     if (error) {
         tell(fd, NOT_EXECUTED, error, -1);
         leave(126);
@@ -337,6 +340,8 @@ __attribute__((noreturn)) void begin(long *stack)
     call(NR_kill, -1, SIG_KILL, 0, 0, 0);
     while (call(NR_wait4, -1, (long)&other, 0, 0, 0) > 0)
         ;
+    for (int i = 0; i < fd; i++)
+        call(NR_close, i, 0, 0, 0, 0);
     tell(fd, ENDED, status, -1);
     while (call(NR_read, fd, (long)&other, sizeof other, 0, 0) > 0)
         ;
