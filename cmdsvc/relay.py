@@ -136,31 +136,58 @@ async def relay(caller: Caller, job: Job, *, timeout: float) -> Outcome:  # noqa
                 await asyncio.sleep(0)
         return await job.wait()
 
+    beside = _Beside()
     try:
-        async with asyncio.timeout(timeout):
-            return await _first(downstream(), upstream(), control())
-    except CallerGone:
-        return Outcome(129, Reason.HANGUP, "the caller went away")
-    except TimeoutError:
-        return Outcome(124, Reason.TIMEOUT, f"timed out after {timeout:g} s; give it more time")
+        async with asyncio.timeout(timeout) as scope:
+            beside.start(scope, upstream(), control())
+            return await downstream()
+    except (CallerGone, TimeoutError) as error:
+        return _ended_by(beside.error or error, timeout)
     finally:
-        await job.aclose()
+        beside.cancel()
+        try:
+            await job.aclose()
+        finally:
+            await beside.gone()
 
 
-async def _first(
-    leading: Coroutine[None, None, Outcome], *others: Coroutine[None, None, None]
-) -> Outcome:
-    """The result of `leading`; the others are ended with it, and what they raise ends it too."""
-    lead = asyncio.ensure_future(leading)
-    tasks = {lead, *map(asyncio.ensure_future, others)}
-    pending = tasks
-    try:
-        while not lead.done():
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        return lead.result()
-    finally:
-        for task in tasks:
+def _ended_by(error: BaseException, timeout: float) -> Outcome:
+    match error:
+        case CallerGone():
+            return Outcome(129, Reason.HANGUP, "the caller went away")
+        case TimeoutError():
+            why = f"timed out after {timeout:g} s; give it more time"
+            return Outcome(124, Reason.TIMEOUT, why)
+    raise error
+
+
+class _Beside:
+    """Tasks that go on beside what is done in a scope, which ends with the first `error` of theirs."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._scope: asyncio.Timeout | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, scope: asyncio.Timeout, *work: Coroutine[None, None, None]) -> None:
+        self._scope = scope
+        self._tasks = [asyncio.create_task(one) for one in work]
+        for task in self._tasks:
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._scope is not None and not self._scope.expired():
+            self.error = error
+            self._scope.reschedule(0)
+            self._scope = None
+
+    def cancel(self) -> None:
+        self._scope = None
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def gone(self) -> None:
+        """Until they have ended."""
+        if going := [task for task in self._tasks if not task.done()]:
+            await asyncio.wait(going)

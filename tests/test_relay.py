@@ -134,6 +134,45 @@ async def test_an_engine_that_fails_is_told_and_the_job_closed():
     assert job.closed == 1
 
 
+async def test_an_engine_that_takes_no_input_is_told_with_its_cause():
+    class Deaf(EchoJob):
+        async def send(self, data: bytes) -> None:
+            raise EngineError("it broke") from OSError("no more")
+
+    job = Deaf(never=True)
+    with pytest.raises(EngineError, match="it broke") as told:
+        await relay(TestCaller(b"a"), job, timeout=10)
+    assert isinstance(told.value.__cause__, OSError)
+    assert job.closed == 1
+
+
+async def test_who_is_gone_when_the_job_is_closed_does_not_change_how_it_ended():
+    class Slow(EchoJob):
+        async def aclose(self) -> None:
+            caller.left.set()
+            await asyncio.sleep(0.01)
+            await super().aclose()
+
+    caller, job = TestCaller(), Slow()
+    assert await relay(caller, job, timeout=10) == Outcome(7)
+    assert job.closed == 1
+
+
+async def test_nobody_goes_on_once_it_has_returned():
+    class Tidy(TestCaller):
+        async def events(self) -> AsyncIterator[Event]:
+            try:
+                async for event in super().events():
+                    yield event
+            finally:
+                await asyncio.sleep(0.01)
+                gone.append(None)
+
+    gone: list[None] = []
+    await relay(Tidy(), EchoJob(), timeout=10)
+    assert gone
+
+
 async def test_cancelling_closes_the_job():
     job = EchoJob(never=True)
     running = asyncio.create_task(relay(TestCaller(), job, timeout=10))
