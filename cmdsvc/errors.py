@@ -104,6 +104,8 @@ def one_line(text: str) -> str:
 
 def printable(text: str) -> str:
     """`text` with every character that could move a terminal's cursor or forge a log line replaced."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
