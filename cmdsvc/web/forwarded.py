@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -50,10 +51,12 @@ class Proxies:
         """
         said = _Said(headers)
         host = said.last(b"host")
-        asked = _at(replace(peer, address=plain(peer.address)), host)
-        if not self._networks or not self.trusts(asked.address):
-            return replace(asked, port=peer.port)  # that of the connection (RFC 3875, 4.1.15)
-        return self._through(asked, said)
+        address = plain(peer.address)
+        asked = _at(peer, host)
+        if not self._networks or not self.trusts(address):
+            # The port is that of the connection (RFC 3875, 4.1.15).
+            return replace(asked, address=address, port=peer.port)
+        return self._through(replace(asked, address=address), said)
 
     def _through(self, peer: Origin, said: _Said) -> Origin:
         if hops := said.words(b"x-forwarded-for"):
@@ -95,6 +98,7 @@ class _Said:
         return words[-1] if words else ""
 
 
+@lru_cache(maxsize=1024)
 def plain(address: str) -> str:
     """An IPv4 address as such, also where an IPv6 socket has it."""
     try:
