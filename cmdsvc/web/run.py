@@ -75,20 +75,23 @@ class RunRoute:
             return
         if (asked.length or 0) > self._max_body:
             raise too_large(self._max_body)
-        if detached(asked) and not who.known:
+        alone = detached(asked)
+        if alone and not who.known:
             raise unauthorized()
         if _again(asked):
             await out.whole(204, [], b"")  # else an EventSource runs it anew at each end
         elif key := _key(asked):
             await self._once(asked, out, request, http, key)
-        elif detached(asked):
+        elif alone:
             await self._detach(out, request, await self._received(asked))
         else:
             reply = _reply(asked, out, http)
             body = asked.body(self._max_body)
+            if not asked.held_up:
+                await self._run(asked, out, request, reply, body)
+                return
             async with self._read_on(asked, body) as ahead:
-                pieces = ahead.pieces() if asked.held_up else body
-                await self._run(asked, out, request, reply, pieces)
+                await self._run(asked, out, request, reply, ahead.pieces())
 
     def _read_on(self, asked: Asked, body: AsyncIterator[bytes]) -> Ahead:
         return Ahead(body, self._ahead, asked.origin.address, self._folder)
