@@ -107,6 +107,23 @@ class Line:
         self._transport.abort()
 
 
+class Framing(h11.Connection):
+    """HTTP's, of a server. The head of a reply that says its length goes out with what follows it."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, HEAD_MAX)
+        self._head = b""
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]
+        data = super().send(event)
+        if isinstance(event, h11.Response) and _sized(event):
+            self._head = data or b""
+            return b""
+        if self._head and data is not None:
+            data, self._head = self._head + data, b""
+        return data
+
+
 class Connection(H11Protocol):
     """`discard`: bytes of a body that are still read after its request was answered."""
 
@@ -120,6 +137,7 @@ class Connection(H11Protocol):
         discard: int = 0,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = Framing()
         self._timer: asyncio.TimerHandle | None = None
         self._room = self._discard = discard
         self._unsent = 0
@@ -229,6 +247,10 @@ class Connection(H11Protocol):
         if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
             self.transport.write(_TIMED_OUT)
         self.transport.close()
+
+
+def _sized(head: h11.Response) -> bool:
+    return any(name == b"content-length" for name, _ in head.headers)
 
 
 def _closed(transport: asyncio.Transport) -> bool:
