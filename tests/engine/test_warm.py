@@ -15,7 +15,7 @@ import pytest_asyncio
 from cmdsvc.engine import Layer
 from cmdsvc.engine.bubblewrap import BubblewrapEngine
 from cmdsvc.engine.bubblewrap.prepared import Kind, Prepared
-from cmdsvc.engine.bubblewrap.stubs import Stub
+from cmdsvc.engine.bubblewrap.stub import Stub
 from cmdsvc.engine.warm import IDLE, Warm
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Network, Outcome, Terminal

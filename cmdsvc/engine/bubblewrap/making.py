@@ -12,7 +12,8 @@ from cmdsvc.engine.bubblewrap.network import Namespace
 from cmdsvc.engine.bubblewrap.prepared import Kind, Prepared
 from cmdsvc.engine.bubblewrap.sandbox import Sandbox, make
 from cmdsvc.engine.bubblewrap.store import Store
-from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs
+from cmdsvc.engine.bubblewrap.stub import Stub
+from cmdsvc.engine.bubblewrap.stubs import Stubs
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Limits, Network
 

@@ -7,7 +7,8 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs
+from cmdsvc.engine.bubblewrap.stub import Stub
+from cmdsvc.engine.bubblewrap.stubs import Stubs
 from cmdsvc.engine.launch import READY
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Network

@@ -12,7 +12,8 @@ from pathlib import Path
 from cmdsvc.engine import launch
 from cmdsvc.engine.bubblewrap import arguments, cgroups
 from cmdsvc.engine.bubblewrap.network import Namespace
-from cmdsvc.engine.bubblewrap.stubs import Stub, Stubs, inodes
+from cmdsvc.engine.bubblewrap.stub import Stub
+from cmdsvc.engine.bubblewrap.stubs import Stubs, inodes
 from cmdsvc.engine.launch import Handed, Task
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Limits

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import collections
-import contextlib
 import itertools
 import json
 import logging
-import os
 import secrets
-import select
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cmdsvc.engine.bubblewrap.cgroups import Cgroups
+from cmdsvc.engine.bubblewrap.stub import MAX_MESSAGE, START_TIMEOUT, Stub, answer, error_of
 from cmdsvc.errors import EngineError
 from cmdsvc.model import Limits
 
@@ -39,11 +35,9 @@ BYTES_PER_INODE = 4096
 """Of a sandbox's file system: an inode costs about as much memory as a page of content."""
 AT_ONCE = 8
 """Stubs that are made at the same time; more would be slower for all, and overflow the socket."""
-START_TIMEOUT = 20.0
 STOP_TIMEOUT = 20.0
 """Seconds."""
 USERS = 65536
-MAX_MESSAGE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,85 +53,6 @@ class Place:
     store: str
     bwrap: str
     binds: Mapping[str, str]
-
-
-class Stub:
-    """A process that is about to become one sandbox, then the sandbox."""
-
-    def __init__(self, number: int, group: str, limits: Limits, sock: socket.socket) -> None:
-        self.number = number
-        self.group = group
-        """The name of its control groups."""
-        self.limits = limits
-        """With which it was made."""
-        self.sock = sock
-        self.pidfd = -1
-        self.gone = asyncio.Event()
-        """It is dead with all that was below it."""
-        self.lost = False
-        """It went with the spawner."""
-
-    def begin(
-        self,
-        bwrap: str,
-        argv: int,
-        files: Mapping[int, int],
-        *,
-        rlimits: Iterable[tuple[int, int, int]] = (),
-        disk: str = "",
-        network: int | None = None,
-        agent: bool = False,
-    ) -> None:
-        """Hands over what is to be executed.
-
-        `argv` is a file of NUL-ended words, `files` maps descriptor numbers in bwrap to ours,
-        `disk` are mount options, `network` is a network namespace; `agent`: whether a socket is to
-        be made. The descriptors remain the caller's.
-        """
-        message = {
-            "bwrap": bwrap,
-            "fds": list(files),
-            "rlimits": list(rlimits),
-            "disk": disk,
-            "network": network is not None,
-            "agent": agent,
-        }
-        fds = [argv, *files.values(), *([] if network is None else [network])]
-        self.give(json.dumps(message).encode(), fds)
-
-    def give(self, message: bytes, fds: Sequence[int]) -> None:
-        """Says something to the launcher. The descriptors remain the caller's."""
-        try:
-            socket.send_fds(self.sock, [message], fds)
-        except OSError as error:
-            raise EngineError("the sandbox could not be started", f"{error}") from error
-
-    async def hear(self) -> bytes:
-        """What it says next, b"" at its end."""
-        await _something(self.sock)
-        try:
-            return self.sock.recv(MAX_MESSAGE)
-        except OSError:
-            return b""
-
-    @property
-    def alive(self) -> bool:
-        """Whether its first process is there, as the kernel says it at this moment."""
-        dead = select.poll()
-        dead.register(self.pidfd, select.POLLIN)
-        return not self.gone.is_set() and not dead.poll(0)
-
-    def kill(self) -> None:
-        """Ends it with all that is below; `gone` tells when that is done."""
-        with contextlib.suppress(OSError):
-            if self.pidfd >= 0 and not self.gone.is_set():
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-    def close(self) -> None:
-        self.sock.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
 
 
 class Stubs:
@@ -254,7 +169,7 @@ class Stubs:
             except EngineError:
                 stub.gone.set()
                 raise
-            [stub.pidfd] = await _answer(ours)
+            [stub.pidfd] = await answer(ours)
         except BaseException:
             stub.sock.close()
             self.background(self.put_away(stub))
@@ -279,7 +194,7 @@ class Stubs:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             self._ask({"op": "users"}, theirs)
-            fds = await _answer(ours)
+            fds = await answer(ours)
         return fds[0]
 
     def _refill_later(self) -> None:
@@ -336,7 +251,7 @@ class Stubs:
                 return
             if data.startswith(b"error "):
                 if not self._started.done():
-                    self._started.set_exception(_error(data))
+                    self._started.set_exception(error_of(data))
                 continue
             message = json.loads(data)
             if "gone" in message:
@@ -386,49 +301,3 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-async def _answer(sock: socket.socket) -> list[int]:
-    """The descriptors that come with `ready`. EngineError with what went wrong otherwise."""
-    sock.setblocking(False)
-    try:
-        async with asyncio.timeout(START_TIMEOUT):
-            await _something(sock)
-    except TimeoutError:
-        raise EngineError("no sandbox could be made in time", "the machine is too busy") from None
-    try:
-        data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4))
-    except OSError as error:
-        raise EngineError("a sandbox ended while it was made", f"{error}") from error
-    fds = array.array("i")
-    for _level, _kind, packed in ancillary:
-        fds.frombytes(packed)
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    if data != b"ready" or len(fds) != 1:
-        raise _error(data)
-    return list(fds)
-
-
-async def _something(sock: socket.socket) -> None:
-    """Until there is something to receive."""
-    loop = asyncio.get_running_loop()
-    come: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock, _settle, come)
-    try:
-        await come
-    finally:
-        loop.remove_reader(sock)
-
-
-def _settle(come: asyncio.Future[None]) -> None:
-    if not come.done():
-        come.set_result(None)
-
-
-def _error(data: bytes) -> EngineError:
-    try:
-        text = json.loads(data.removeprefix(b"error "))["text"]
-    except (ValueError, KeyError, TypeError):
-        text = "it ended"
-    return EngineError(f"no sandbox can be made: {text}", "`cmdsvc check` tells what is missing")

@@ -52,7 +52,7 @@ class NoDoorError(EngineError):
 
 
 class Direct:
-    """Sees to their making; `folder` is for sockets."""
+    """How they are made; `folder` is for the launcher and the sockets."""
 
     def __init__(self, folder: Path, host: str, api: Api, janitor: Janitor) -> None:
         self._doors = Doors(folder, host, f"{INIT}.socket", socket.SOCK_SEQPACKET)
