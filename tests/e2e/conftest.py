@@ -42,7 +42,7 @@ def service(
     """One running server for all tests that do not change it; alice and bob may log in."""
     home = tmp_path_factory.mktemp("service")
     home.chmod(0o700)
-    service = Service(home, settings)
+    service = Service(home, settings, fresh=True)
     service.add_user("alice")
     service.add_user("bob")
     service.start()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmdsvc.ssh.keys import add_user
+from tests.e2e import forked
+from tests.e2e.forked import Forked
 
 WARM = 3
 """Sandboxes at most that wait for runs: what a test left behind is to be told from them."""
@@ -70,7 +72,9 @@ class Service:
     port: int = 0
     url: str = ""
     """Of HTTP; another one after each start."""
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
+    fresh: bool = False
+    """In an interpreter that starts from nothing, as every one does but in tests."""
     users: list[str] = field(default_factory=list)
 
     @property
@@ -91,9 +95,13 @@ class Service:
 
     def cli(self, *words: str, stdin: bytes = b"", **settings: str) -> Said:
         """The operator's command line."""
+        environment = self.environment | settings
+        if not self.fresh:
+            status, out, err = forked.run([*words], environment, self.home, stdin, PATIENCE)
+            return Said(out, err, status)
         done = subprocess.run(
             [sys.executable, "-m", "cmdsvc", *words],
-            env=self.environment | settings,
+            env=environment,
             input=stdin,
             capture_output=True,
             timeout=PATIENCE,
@@ -130,13 +138,16 @@ class Service:
         `module`, with its arguments, in the place of cmdsvc itself.
         """
         with (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *(module or ("cmdsvc", "serve"))],
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=self.home,
-            )
+            if module or self.fresh:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", *(module or ("cmdsvc", "serve"))],
+                    env=self.environment,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    cwd=self.home,
+                )
+            else:
+                self.process = forked.popen(["serve"], self.environment, self.home, log)
         assert self.process.stdout is not None
         words = self.process.stdout.readline().decode().split()
         assert words[:2] == ["ssh", "-p"], self.log

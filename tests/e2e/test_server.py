@@ -34,8 +34,10 @@ def rows(service: Service, query: str) -> list[tuple[object, ...]]:
 
 @pytest.mark.any_engine
 def test_version_and_help(own_service: Service):
+    own_service.fresh = True
     assert own_service.cli("--version").ok().text.startswith("cmdsvc 0.")
     for words in ([], ["serve"], ["check"], ["pull"], ["user"], ["user", "add"], ["demo"]):
+        own_service.fresh = not words
         assert "Usage" in own_service.cli(*words, "--help").ok().text
 
 
