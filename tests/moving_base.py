@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import tarfile
 from dataclasses import dataclass
@@ -24,12 +25,22 @@ class Base:
         files = {f"./sbin/{name}": content for name, content in more.items()}
         files["./etc/word"] = word.encode()
         fresh = self.path.with_name("fresh.tar")
-        with tarfile.open(self.kit.base) as old, tarfile.open(fresh, "w") as tar:
-            for entry in old:
-                if entry.name not in files:
-                    tar.addfile(entry, old.extractfile(entry) if entry.isreg() else None)
-            for name, content in files.items():
-                entry = tarfile.TarInfo(name)
-                entry.size, entry.mode = len(content), 0o755
-                tar.addfile(entry, io.BytesIO(content))
+        with fresh.open("wb") as file:
+            file.write(_others(self.kit.base, frozenset(files)))
+            with tarfile.open(fileobj=file, mode="w") as tar:
+                for name, content in files.items():
+                    entry = tarfile.TarInfo(name)
+                    entry.size, entry.mode = len(content), 0o755
+                    tar.addfile(entry, io.BytesIO(content))
         fresh.replace(self.path)
+
+
+@functools.cache
+def _others(base: Path, names: frozenset[str]) -> bytes:
+    """The tarball without these, and without its end."""
+    data = io.BytesIO()
+    with tarfile.open(base) as old, tarfile.open(fileobj=data, mode="w") as tar:
+        for entry in old:
+            if entry.name not in names:
+                tar.addfile(entry, old.extractfile(entry) if entry.isreg() else None)
+        return data.getvalue()

@@ -1,7 +1,7 @@
-"""`python -m cmdsvc` without its imports: a process that has done them forks itself for each call.
+"""`python -m MODULE` without its imports: a process that has done them forks itself for each call.
 
-What runs is `cmdsvc/__main__.py` as ever, with its own arguments, environment, folder and streams;
-only that the modules are there already. A second's processor time each, hundreds of times.
+What runs is the module's file as ever, with its own arguments, environment, folder and streams;
+only that what it imports is there already. A second's processor time each, hundreds of times.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Forked:
         """Its exit status; negative is the signal's number."""
         if self.returncode is None:
             if not select.select([self._reply], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("cmdsvc", timeout or 0)
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
             (self.returncode,) = STATUS.unpack(self._reply.recv(STATUS.size))
             self._reply.close()
             os.close(self._fd)
@@ -146,8 +146,8 @@ def _ready() -> socket.socket:
     return mine
 
 
-def _serve(control: socket.socket) -> None:
-    """Returns in a process that is to be `python -m cmdsvc`; otherwise not before the end."""
+def _serve(control: socket.socket) -> str:
+    """Returns in a process that is to be `python -m` this module; otherwise not before the end."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no parent waits for the keepers
     while True:
         size, fds, _, _ = socket.recv_fds(control, SIZE.size, 4)
@@ -169,11 +169,12 @@ def _serve(control: socket.socket) -> None:
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
         os.close(fd)
-    words, env, cwd = json.loads(data)
+    (module, *words), env, cwd = json.loads(data)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    sys.argv = ["cmdsvc", *words]
+    sys.argv = [module, *words]
+    return str(module)
 
 
 def _keep(pid: int, streams: list[int], reply: int) -> None:
@@ -190,8 +191,8 @@ def _keep(pid: int, streams: list[int], reply: int) -> None:
 
 
 if __name__ == "__main__":
-    for module in MODULES:
-        importlib.import_module(module)
+    for name in MODULES:
+        importlib.import_module(name)
     gc.freeze()
-    _serve(socket.socket(fileno=int(sys.argv[1])))
-    runpy.run_module("cmdsvc", run_name="__main__", alter_sys=True)
+    module = _serve(socket.socket(fileno=int(sys.argv[1])))
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

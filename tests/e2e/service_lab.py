@@ -97,7 +97,9 @@ class Service:
         """The operator's command line."""
         environment = self.environment | settings
         if not self.fresh:
-            status, out, err = forked.run([*words], environment, self.home, stdin, PATIENCE)
+            status, out, err = forked.run(
+                ["cmdsvc", *words], environment, self.home, stdin, PATIENCE
+            )
             return Said(out, err, status)
         done = subprocess.run(
             [sys.executable, "-m", "cmdsvc", *words],
@@ -138,16 +140,17 @@ class Service:
         `module`, with its arguments, in the place of cmdsvc itself.
         """
         with (self.home / "log").open("ab") as log:
-            if module or self.fresh:
+            line = [*(module or ("cmdsvc", "serve"))]
+            if self.fresh:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", *(module or ("cmdsvc", "serve"))],
+                    [sys.executable, "-m", *line],
                     env=self.environment,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     cwd=self.home,
                 )
             else:
-                self.process = forked.popen(["serve"], self.environment, self.home, log)
+                self.process = forked.popen(line, self.environment, self.home, log)
         assert self.process.stdout is not None
         words = self.process.stdout.readline().decode().split()
         assert words[:2] == ["ssh", "-p"], self.log

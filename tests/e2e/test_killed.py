@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from tests.e2e.service_lab import HELLO, PATIENCE, Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.any_engine]
 
-CHECKOUT = Path(__file__).parents[2]
 JQ = b"#!cmd alpine jq bash\n#!/bin/sh\njq --version\n"
 
 CREATING = [
@@ -51,7 +49,6 @@ def mortal(own_service: Service) -> Mortal:
     """Starts a server that kills itself; see tests/e2e/mortal.py. olga is its operator."""
     own_service.add_user("olga", "--operator")
     own_service.add_user("bob")
-    own_service.settings = {**own_service.settings, "PYTHONPATH": str(CHECKOUT)}
 
     def start(verb: str, point: str) -> Service:
         own_service.start("tests.e2e.mortal", verb, point)
