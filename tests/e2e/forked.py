@@ -116,10 +116,10 @@ _asking = threading.Lock()
 
 
 def _ask(words: list[str], env: Mapping[str, str], cwd: Path, fds: list[int]) -> socket.socket:
-    control = _ready()
     data = json.dumps([words, dict(env), str(cwd)]).encode()
     mine, its = socket.socketpair()
     with its, _asking:
+        control = _ready()
         socket.send_fds(control, [SIZE.pack(len(data))], [*fds, its.fileno()])
         control.sendall(data)
     return mine
@@ -140,6 +140,7 @@ def _ready() -> socket.socket:
 
     def end() -> None:
         mine.close()
+        process.terminate()
         process.wait()
 
     atexit.register(end)
