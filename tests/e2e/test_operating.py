@@ -177,7 +177,7 @@ class TestUsers:
         operated.create("hello", HELLO).ok()
         assert "alice\t1\t1\t0\t" in operated.cli("user", "ls").ok().text
         assert operated.cli("user", "rm", "alice").ok().text == "alice is removed\n"
-        assert operated.ssh(":whoami").status == 255
+        until(lambda: operated.ssh(":whoami").status == 255)  # the keys are looked at every second
         listing = operated.cli("user", "ls").ok().lines
         assert listing == ["olga\t1\t0\t0\toperator"]
         operated.cli("user", "rm", "alice").failed(127, "no user alice")
