@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-
 ROADS = {"docker": ["docker", "docker-handed"]}
 """Names of an engine that hands runs over in several ways; the first is the one that it prefers."""
 
