@@ -6,7 +6,7 @@ ALL := $(if $(filter 0,$(shell id -u)),1,0)
 
 # Test files at once: much of a test's time is waiting for processes that it started.
 JOBS ?= 3
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo serve test quick lint format bench clean
 

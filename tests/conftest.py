@@ -55,12 +55,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """What is fast comes first. A file goes to one worker, its slow part maybe to another."""
-    for item in items:
-        name = item.path.stem + (".slow" if _is_slow(item) else "")
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{name}"))
+    """Files in which all is fast come first; in the others, what is fast."""
     yield
-    items.sort(key=_is_slow)  # behind pytest's own order, which is by what parameters share
+    slow = {item.path for item in items if _is_slow(item)}
+    # Behind pytest's own order, which is by what parameters share.
+    items.sort(key=lambda item: (item.path in slow, _is_slow(item)))
 
 
 def _is_slow(item: pytest.Item) -> bool:
