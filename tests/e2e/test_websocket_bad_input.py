@@ -252,6 +252,7 @@ class TestClientsThatLeave:
     @pytest.mark.slow
     async def test_pings_are_to_be_answered(self, web: Web):
         """But not by who has not got them yet, nor by who is not listened to."""
+        begun = time.monotonic()
         with (
             bare(web, "exec sleep 1000", V1) as mute,
             bare(web, "exec yes", V1, window=4096) as deaf,
@@ -260,7 +261,6 @@ class TestClientsThatLeave:
             stuffed.settimeout(1)
             with contextlib.suppress(TimeoutError):
                 stuffed.sendall(frame(BINARY, bytes(60_000)) * 2000)
-            begun = time.monotonic()
             async with talking(web, "read x; echo $x") as fine:
                 found = closing(await asyncio.to_thread(rest, mute))
                 assert 2 * PING - 2 < time.monotonic() - begun < 2 * PING + 25
