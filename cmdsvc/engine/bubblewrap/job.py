@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from cmdsvc.engine import Agent
 from cmdsvc.engine.bubblewrap.prepared import Prepared
+from cmdsvc.engine.bubblewrap.stub import reason
 from cmdsvc.engine.launch import Handed, LaunchedJob
 from cmdsvc.engine.launch.job import KILLED, OUT_OF_MEMORY
 from cmdsvc.errors import EngineError
@@ -72,7 +72,8 @@ class BubblewrapJob(LaunchedJob):
         if data == b"agent" and fds and self._agent is not None:
             self._agent.listen(socket.socket(fileno=fds[0]))
         elif data.startswith(b"error ") and not self._built:
-            self._failed(data)
+            self._failure = EngineError(f"the sandbox could not be made: {reason(data)}")
+            self._finish()
         else:
             super()._heard_else(data, fds)
 
@@ -84,11 +85,3 @@ class BubblewrapJob(LaunchedJob):
         if not self._done.is_set() and not self._built:
             self._words = (self._read(self._prepared.said) or b"")[-_MAX_WORDS:]
         super()._finish()
-
-    def _failed(self, data: bytes) -> None:
-        try:
-            text = str(json.loads(data.removeprefix(b"error "))["text"])
-        except (ValueError, KeyError, TypeError):
-            text = "it ended"
-        self._failure = EngineError(f"the sandbox could not be made: {text}")
-        self._finish()

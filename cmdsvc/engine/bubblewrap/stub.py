@@ -139,8 +139,14 @@ def _settle(come: asyncio.Future[None]) -> None:
 
 
 def error_of(data: bytes) -> EngineError:
+    return EngineError(
+        f"no sandbox can be made: {reason(data)}", "`cmdsvc check` tells what is missing"
+    )
+
+
+def reason(data: bytes) -> str:
+    """What went wrong, by a message that begins with `error`."""
     try:
-        text = json.loads(data.removeprefix(b"error "))["text"]
+        return str(json.loads(data.removeprefix(b"error "))["text"])
     except (ValueError, KeyError, TypeError):
-        text = "it ended"
-    return EngineError(f"no sandbox can be made: {text}", "`cmdsvc check` tells what is missing")
+        return "it ended"

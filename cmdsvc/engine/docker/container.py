@@ -116,3 +116,11 @@ class Container:
 
 def _lost() -> EngineError:
     return EngineError("the Docker engine ended the run", "try again when it is back")
+
+
+def untold() -> EngineError:
+    """It ended, and nobody told how its program did."""
+    return EngineError(
+        "the sandbox ended without telling how its run did",
+        "its output may be incomplete, run it again",
+    )

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from cmdsvc.engine import Invocation, Usage, launch
 from cmdsvc.engine.docker import sandbox
-from cmdsvc.engine.docker.container import Container
+from cmdsvc.engine.docker.container import Container, untold
 from cmdsvc.engine.docker.doors import Door, Doors, mount
 from cmdsvc.engine.docker.http import Api
 from cmdsvc.engine.docker.janitor import Janitor
@@ -226,10 +226,7 @@ class DirectJob(LaunchedJob):
         if self._closing is not None:
             return Outcome(KILLED, Reason.SIGNAL, "killed")
         if await self._container.status(killed=self._killed) != KILLED:
-            raise EngineError(
-                "the sandbox ended without telling how its run did",
-                "its output may be incomplete, run it again",
-            )
+            raise untold()
         if await self._out_of_memory():
             return OUT_OF_MEMORY
         return Outcome(KILLED, Reason.SIGNAL)

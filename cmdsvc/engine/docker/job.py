@@ -11,13 +11,12 @@ from typing import Final
 
 from cmdsvc.engine import Usage
 from cmdsvc.engine.docker.attached import Attached
-from cmdsvc.engine.docker.container import Container
+from cmdsvc.engine.docker.container import Container, untold
 from cmdsvc.engine.docker.http import Api, ApiError
 from cmdsvc.engine.docker.janitor import Janitor
 from cmdsvc.engine.docker.sandbox import Handed, resize
 from cmdsvc.engine.docker.waiter import GROUP, Trailer
 from cmdsvc.engine.launch.job import KILLED, OUT_OF_MEMORY
-from cmdsvc.errors import EngineError
 from cmdsvc.model import Outcome, Reason
 
 _PASSED_ON: Final = frozenset(
@@ -182,10 +181,7 @@ class HandedJob(DockerJob):
         """The container's own status, where a kill took the waiter's word."""
         status = await super()._ended()
         if status != KILLED and self._closing is None:
-            raise EngineError(
-                "the sandbox ended without telling how its run did",
-                "its output may be incomplete, run it again",
-            )
+            raise untold()
         return status
 
     @property
