@@ -11,16 +11,20 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ParamSpec, TypeVar
 
 from cmdsvc import __version__
 from cmdsvc.errors import CmdError, DataError, ExistsError
 from cmdsvc.store import Store
+from cmdsvc.store.database import finished
 from cmdsvc.store.newfile import new_file
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONTENTS = "cmdsvc-backup.json"
 """The first member: `format`, `version`, `made_at`, and `files`, each name's size and SHA-256."""
@@ -38,7 +42,7 @@ async def write(file: Path, store: Store, keys_dir: Path | None) -> None:
     """
     with _failing(f"{file} cannot be written"), _folder(file.parent) as folder:
         await store.backup(folder / STORE)
-        await asyncio.to_thread(_pack, file, folder / STORE, _keys(keys_dir))
+        await _in_thread(_pack, file, folder / STORE, _keys(keys_dir))
 
 
 async def read(file: Path, url: str, data_dir: Path, keys_dir: Path | None) -> None:
@@ -50,12 +54,17 @@ async def read(file: Path, url: str, data_dir: Path, keys_dir: Path | None) -> N
     from cmdsvc.store.restoring import restore_store  # noqa: PLC0415 - few need it
 
     with _failing(f"{file} cannot be restored"), _folder(data_dir) as folder:
-        keys = await asyncio.to_thread(_unpack, file, folder / STORE)
+        keys = await _in_thread(_unpack, file, folder / STORE)
         wanted = {} if keys_dir is None else {keys_dir / name: data for name, data in keys.items()}
         if keys_dir is not None and not keys:
             raise DataError(f"{file} has no keys", "bring them by hand; leave out --keys")
         await asyncio.to_thread(_check_keys, wanted)
         await restore_store(folder / STORE, url, lambda: _put_keys(wanted))
+
+
+async def _in_thread(work: Callable[P, T], /, *args: P.args, **more: P.kwargs) -> T:
+    """Waits to the end, cancelled or not: the folder in which it works goes only then."""
+    return await finished(asyncio.create_task(asyncio.to_thread(work, *args, **more)))
 
 
 def _keys(keys_dir: Path | None) -> dict[str, bytes]:
@@ -103,7 +112,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 def _unpack(file: Path, store: Path) -> dict[str, bytes]:
     """Puts the store into a file of its own, and returns the keys by their names below `keys`."""
     try:
-        with tarfile.open(file, "r:") as archive:
+        with file.open("rb") as whole, tarfile.open(fileobj=whole, mode="r:") as archive:
             files = _contents(archive)
             with store.open("xb") as copy:
                 store.chmod(0o600)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -61,7 +61,6 @@ def backup(
     """Put all that is kept into FILE (0600), while the server runs or not."""
     from cmdsvc.backup import write  # noqa: PLC0415
 
-    _clean_up_when_terminated()
     settings = config.load()
     _with_store(
         settings, lambda store: write(file.absolute(), store, settings.keys_dir if keys else None)
@@ -77,7 +76,6 @@ def restore(
     from cmdsvc import app  # noqa: PLC0415
     from cmdsvc.backup import read  # noqa: PLC0415
 
-    _clean_up_when_terminated()
     settings = config.load()
 
     async def bring() -> None:
@@ -89,7 +87,7 @@ def restore(
                 settings.keys_dir if keys else None,
             )
 
-    asyncio.run(bring())
+    _run(bring())
     print("restored; layers are made again when they are needed")  # noqa: T201
     if not (settings.keys_dir / "secret.key").exists():
         print(f"bring {settings.keys_dir}/secret.key back before you start the server")  # noqa: T201
@@ -120,11 +118,6 @@ def completion(
 COMMANDS: tuple[Callable[..., Any], ...] = (notice, backup, restore, systemd, completion)
 
 
-def _clean_up_when_terminated() -> None:
-    """As at ^C: a copy of the store is not to be left behind by a timer that runs out."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
 def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
     async def do() -> T:
         store = await open_store(settings.url)
@@ -133,4 +126,18 @@ def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
         finally:
             await store.aclose()
 
-    return asyncio.run(do())
+    return _run(do())
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. SIGTERM cancels it as ^C does: a timer that runs out leaves nothing."""
+
+    async def until_terminated() -> T:
+        task = asyncio.create_task(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(until_terminated())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
