@@ -144,11 +144,10 @@ async def relay(caller: Caller, job: Job, *, timeout: float) -> Outcome:  # noqa
     except (CallerGone, TimeoutError) as error:
         return _ended_by(beside.error or error, timeout)
     finally:
-        beside.cancel()
         try:
-            await job.aclose()
+            await beside.cancel()
         finally:
-            await beside.gone()
+            await job.aclose()
 
 
 def _ended_by(error: BaseException, timeout: float) -> Outcome:
@@ -182,12 +181,11 @@ class _Beside:
             self._scope.reschedule(0)
             self._scope = None
 
-    def cancel(self) -> None:
+    async def cancel(self) -> None:
+        """Returns when they have ended."""
         self._scope = None
-        for task in self._tasks:
+        going = [task for task in self._tasks if not task.done()]
+        for task in going:
             task.cancel()
-
-    async def gone(self) -> None:
-        """Until they have ended."""
-        if going := [task for task in self._tasks if not task.done()]:
+        if going:
             await asyncio.wait(going)

@@ -190,32 +190,27 @@ class Runs:
         except LookupError as error:
             raise EngineError("the image is not there", "upload the script again") from error
         finally:
-            ending = self._over(going, outcome, asked)
+            going.run = replace(going.run, ended_at=datetime.now(UTC), outcome=outcome)
+            self.ended[outcome.reason] += 1
+            # A task of its own: whoever asked has the outcome before all this is noted.
+            ending = asyncio.create_task(self._end(going, outcome, asked, time.monotonic()))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
         if going.kept is not None:
             await asyncio.shield(ending)  # who knows of the end can ask for the output
         return outcome
 
-    def _over(self, going: Going, outcome: Outcome, asked: float) -> asyncio.Task[None]:
-        seconds = time.monotonic() - asked
-        first = going.watched.first_at
-        self._figures.ended(
-            going.run.door, outcome, seconds, None if first is None else first - asked
-        )
-        going.run = run = replace(going.run, ended_at=datetime.now(UTC), outcome=outcome)
-        self.ended[outcome.reason] += 1
+    async def _end(self, going: Going, outcome: Outcome, asked: float, ended: float) -> None:
+        """`asked` and `ended`: when, by the monotonic clock."""
+        run = going.run
+        first, seconds = going.watched.first_at, ended - asked
+        self._figures.ended(run.door, outcome, seconds, None if first is None else first - asked)
         if going.kept is not None:
             if outcome.message:
                 name = run.command.rpartition("/")[2]
                 going.kept.add(2, f"cmdsvc: {name}: {outcome.message}\n".encode())
             going.kept.end()
         going.ended.set()
-        ending = asyncio.create_task(self._end(going, outcome, seconds))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
-        return ending
-
-    async def _end(self, going: Going, outcome: Outcome, seconds: float) -> None:
-        run = going.run
         try:
             if going.kept is not None:
                 await self._store.keep_output(run.id, going.kept.output())

@@ -168,6 +168,8 @@ class LaunchedJob(ABC):
     async def aclose(self) -> None:
         if self._closing is None:
             self._closing = self._spawn(self._end())
+            if self._status is not None:  # the launcher has told that all is dead
+                return
         await asyncio.shield(self._closing)
 
     async def _end(self) -> None:
