@@ -1,11 +1,11 @@
 """`python -m bench.http`: a script behind a URL, beside Debian's `webhook`, taking turns.
 
-`webhook` runs the script on the host, without any sandbox, and so does the floor (bench/floor.py), the
-least that a server in this language can do. A fresh connection is curl's, from its start to its end;
-a kept one is ours, and so is a fresh one that is shown beside these. Then deliveries: how many a
-second are stored, each committed before its 202, and how long one waits at a steady rate. Exit status
-0 whatever the figures are, 2 where it cannot be run. What 100,000 waiting deliveries cost:
-`python -m bench.deliveries`.
+`webhook` runs the script on the host, without any sandbox, and so does the first floor (bench/floor.py),
+the least that a server in this language can do; the second has our sandboxes and nothing else. A fresh
+connection is curl's, from its start to its end; a kept one is ours, and so is a fresh one that is shown
+beside these. Then deliveries: how many a second are stored, each committed before its 202, and how long
+one waits at a steady rate. Exit status 0 whatever the figures are, 2 where it cannot be run. What 100,000
+waiting deliveries cost: `python -m bench.deliveries`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from bench.run import WARM_UP, folder, interrupted
 from tests.kit import Kit, KitError, build
 
 HELLO = b"hello\n"
-OURS, WEBHOOK, FLOOR = "cmdsvc, bubblewrap", "webhook", "asyncio and a fork"
+OURS, WEBHOOK = "cmdsvc, bubblewrap", "webhook"
+FORK, SANDBOX = "asyncio and a fork", "asyncio and our sandbox"
 FRESH, BARE, KEPT = "fresh (curl)", "fresh", "kept"
 CALLERS = 32
 RATE = 100
@@ -264,10 +265,10 @@ def targets(everybody: list[Contestant], rate: float, took: list[float]) -> list
 
 
 def show(everybody: list[Contestant], took: list[float], reached: list[Target]) -> None:
-    print(f"{'echo hello, ms':22}{'':14}{'n':>6}{'failed':>8}{'p50':>9}{'p95':>9}")
+    print(f"{'echo hello, ms':24}{'':14}{'n':>6}{'failed':>8}{'p50':>9}{'p95':>9}")
     for one in sorted(everybody, key=lambda one: (one.connection, one.name)):
         times = f"{one.p50 * 1e3:9.2f}{one.p95 * 1e3:9.2f}"
-        print(f"{one.name:22}{one.connection:14}{len(one.seconds):6}{len(one.failures):8}{times}")
+        print(f"{one.name:24}{one.connection:14}{len(one.seconds):6}{len(one.failures):8}{times}")
     print(f"deliveries at {RATE}/s: p50 {statistics.median(took) * 1e3:.1f} ms\n")
     for target in reached:
         sign = ">=" if target.least else "<="
@@ -281,7 +282,8 @@ def bench(kit: Kit, rounds: int) -> dict[str, object]:
     with folder() as place, ExitStack() as stack:
         script = peers.executable(place / "hello", peers.SCRIPT)
         peer = stack.enter_context(webhook(place, script))
-        least = stack.enter_context(floor.http(script))
+        fork = stack.enter_context(floor.http(script))
+        sandbox = stack.enter_context(floor.sandbox(place / "floor", script, kit))
         settings = {"CMDSVC_MAX_WAITING": "1000000", "CMDSVC_DRAIN": "1s"}
         server = stack.enter_context(ours.server(place / "ours", "bubblewrap", kit, **settings))
         server.create("hello", peers.SCRIPT)
@@ -290,7 +292,8 @@ def bench(kit: Kit, rounds: int) -> dict[str, object]:
         everybody = [
             *contestants(stack, OURS, f"{server.url}/run/{ours.USER}/hello", token),
             *contestants(stack, WEBHOOK, peer, "none"),
-            *contestants(stack, FLOOR, least, "none"),
+            *contestants(stack, FORK, fork, "none"),
+            *contestants(stack, SANDBOX, sandbox, "none"),
         ]
         take_turns(everybody, rounds)
         rate, took = deliveries(server)
