@@ -109,7 +109,7 @@ class Imported:
         owner = await self._owner(found)
         options = f"exec,nosuid,nodev,size={size},mode=1777,uid={owner}"
         body = {
-            **isolated(shape, labels, cpus, dict.fromkeys(folders, options), mounts),
+            **isolated(shape, labels, cpus, dict.fromkeys(folders, options), mounts, attached=True),
             "Env": [
                 *_INIT,
                 *(

@@ -93,7 +93,7 @@ def description(
 ) -> Mapping[str, Any]:
     """What to make a container from that waits; `cpus` is how many the engine has."""
     return {
-        **_by_itself(shape, labels, cpus, mounts),
+        **_by_itself(shape, labels, cpus, mounts, attached=True),
         "Entrypoint": ["/bin/sh", "-c", WAITER],
         # The init passes a signal on to the whole process group.
         "Env": ["TINI_KILL_PROCESS_GROUP=1", f"PATH={SEARCH_PATH.decode()}"],
@@ -108,13 +108,9 @@ def launched(
     mounts: Sequence[Mapping[str, Any]],
 ) -> Mapping[str, Any]:
     """The same, of one whose first program is the launcher: `command` is what it is and has first."""
-    described = _by_itself(shape, labels, cpus, mounts)
     return {
-        **described,
+        **_by_itself(shape, labels, cpus, mounts, attached=False),
         "Entrypoint": [*command, SEARCH_PATH.decode(), SCRIPT_PATH.decode()],
-        **dict.fromkeys(_STREAMS, False),
-        "Tty": False,
-        "HostConfig": {**described["HostConfig"], "Init": False},
     }
 
 
@@ -123,6 +119,8 @@ def _by_itself(
     labels: Mapping[str, str],
     cpus: float,
     mounts: Sequence[Mapping[str, Any]],
+    *,
+    attached: bool,
 ) -> Mapping[str, Any]:
     owner = f"uid={NOBODY},gid={NOBODY}"
     work = f"exec,nosuid,nodev,size={int(shape.limits.disk * _SHARE)}"
@@ -132,7 +130,7 @@ def _by_itself(
         "/tmp": f"{work},mode=1777",  # noqa: S108 - the container's
     }
     return {
-        **isolated(shape, labels, cpus, folders, mounts),
+        **isolated(shape, labels, cpus, folders, mounts, attached=attached),
         "Cmd": [],
         "User": f"{NOBODY}:{NOBODY}",
         "WorkingDir": WORK_DIR.decode(),
@@ -145,15 +143,18 @@ def isolated(
     cpus: float,
     folders: Mapping[str, str],
     mounts: Sequence[Mapping[str, Any]],
+    *,
+    attached: bool,
 ) -> Mapping[str, Any]:
     """All of a container's description but for what it runs, as whom and where.
 
-    `folders` are the writable ones, each with the options of its tmpfs.
+    `folders` are the writable ones, each with the options of its tmpfs. `attached`: the engine carries
+    what the program reads and writes, and its init is the first process.
     """
     limits = shape.limits
     memory = max(limits.memory, _LEAST_MEMORY)
     host = {
-        "Init": True,
+        "Init": attached,
         "NetworkMode": shape.network,
         "LogConfig": {"Type": "none"},
         "ReadonlyRootfs": True,
@@ -173,8 +174,8 @@ def isolated(
     return {
         "Image": shape.image,
         "Labels": dict(labels),
-        "Tty": shape.terminal,
-        **dict.fromkeys(_STREAMS, True),
+        "Tty": attached and shape.terminal,
+        **dict.fromkeys(_STREAMS, attached),
         "StopSignal": "SIGKILL",  # the waiter ignores TERM: the engine's own end would wait for it
         "HostConfig": host,
     }
