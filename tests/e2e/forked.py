@@ -6,6 +6,7 @@ only that what it imports is there already. A second's processor time each, hund
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import functools
@@ -35,12 +36,16 @@ MODULES = (
     "cmdsvc.engine.bubblewrap",
     "cmdsvc.engine.docker",
     "cmdsvc.log",
+    "cmdsvc.store.postgres",
     "cmdsvc.store.sql",
     "cmdsvc.store.sqlite",
+    "sqlalchemy.dialects.postgresql.asyncpg",
     "sqlalchemy.dialects.sqlite.aiosqlite",
     "uvicorn.lifespan.off",
 )
 """What a server or a command imports sooner or later."""
+PATIENCE = 60.0
+"""Seconds that a child may take on a busy machine; nothing waits for it to pass."""
 SIZE = struct.Struct("!I")
 STATUS = struct.Struct("!i")
 
@@ -110,6 +115,12 @@ def run(
         out.seek(0)
         err.seek(0)
         return status, out.read(), err.read()
+
+
+async def child(*words: str | Path) -> tuple[int, bytes, bytes]:
+    """A call to its end, with this process's environment, from the checkout."""
+    line = [*map(str, words)]
+    return await asyncio.to_thread(run, line, os.environ, CHECKOUT, b"", PATIENCE)
 
 
 _asking = threading.Lock()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +17,7 @@ from cmdsvc.service.deliveries import FIRST_PAUSE, LONGEST_PAUSE, pause_after
 from cmdsvc.service.hooks import Settings
 from cmdsvc.service.invocation import WITH_BODY, Request
 from cmdsvc.service.signatures import Post
+from tests.e2e import forked
 from tests.fakes import FakeCaller, soon, turns
 from tests.service.queue_lab import ANN, EVE, MOST, Lab, a_lab
 
@@ -525,13 +525,8 @@ async def test_killed(url: str, tmp_path: Path, step: tuple[str, str, int, int])
     name, when, answered, times = step
     async with a_lab(url, tmp_path) as lab:
         await lab.hook()
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.service.queue_child", url, tmp_path, name, when),
-        cwd=Path(__file__).parents[2],
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await asyncio.wait_for(child.communicate(), 60)
-    assert child.returncode == -signal.SIGKILL
+    status, out, err = await forked.child("tests.service.queue_child", url, tmp_path, name, when)
+    assert status == -signal.SIGKILL, err.decode()
     assert out.decode().split() == ["202"] * answered
     ran = tmp_path / "ran"
     before = len(ran.read_text().splitlines()) if ran.exists() else 0

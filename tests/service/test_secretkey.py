@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import stat
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from cmdsvc.service import secretkey
 from cmdsvc.service.environment import place, resealing
 from cmdsvc.service.secretkey import FILE, open_sealer, rotate
 from cmdsvc.store import Store, open_store
+from tests.e2e import forked
 from tests.store.lab import NOW, a_command, a_hook, a_run
 
 pytest_plugins = ["tests.store.backends"]
@@ -36,51 +36,6 @@ STEPS = [
     "write the file without the old key",
     "put that in place",
 ]
-
-CHILD = """
-import asyncio, os, signal, sys
-from pathlib import Path
-from cmdsvc.service import secretkey
-from cmdsvc.store import open_store
-
-url, folder, kind, count, moment = sys.argv[1:]
-left = int(count)
-
-def reached(step, when):
-    global left
-    if step == kind and when == moment:
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-def step(name, function):
-    def called(*args, **keywords):
-        reached(name, "before")
-        result = function(*args, **keywords)
-        reached(name, "after")
-        return result
-    return called
-
-def astep(name, function):
-    async def called(*args, **keywords):
-        reached(name, "before")
-        result = await function(*args, **keywords)
-        reached(name, "after")
-        return result
-    return called
-
-async def main():
-    store = await open_store(url)
-    secretkey.BATCH = 2
-    secretkey._fill = step("write", secretkey._fill)
-    Path.replace = step("put", Path.replace)
-    store.reseal = astep("seal", store.reseal)
-    store.record = astep("record", store.record)
-    await secretkey.rotate(Path(folder), store)
-    print("never killed")
-
-asyncio.run(main())
-"""
 
 
 @pytest.fixture
@@ -237,11 +192,9 @@ class TestRotation:
         first = keys_in(folder)
         kind, _ = step.split(maxsplit=1)
         count = [other for other in STEPS if other.startswith(f"{kind} ")].index(step) + 1
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CHILD, url, str(folder), kind, str(count), moment),
-            cwd=Path(__file__).parents[2],
-        )
-        assert await child.wait() == -signal.SIGKILL
+        words = (url, folder, kind, str(count), moment)
+        status, _, err = await forked.child("tests.service.rotation_child", *words)
+        assert status == -signal.SIGKILL, err.decode()
         assert await opened(store, await open_sealer(folder, store)) == VALUES
         await rotate(folder, store)
         last = keys_in(folder)

@@ -1,12 +1,9 @@
 """What the tests of stores share: the backends, examples, and ways to interrupt."""
 
-import asyncio
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, MetaData, event, select, text
@@ -14,6 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.model import Delivery, Door, Hook, Run, Token
 from cmdsvc.store import Arrival, Store
+from tests.e2e import forked
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
@@ -145,28 +143,6 @@ def fail() -> None:
 
 async def killed(url: str, program: str) -> str:
     """Runs `program`, which is to kill itself, against an open `store`; what it wrote."""
-    whole = f"""
-import asyncio, os, signal, sys
-from datetime import timedelta
-from cmdsvc.model import *
-from cmdsvc.store import Notice, open_store
-from tests.store.lab import *
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-async def main():
-    store = await open_store(sys.argv[1], server="one")
-    await store.ensure_user("ann")
-{program}
-
-asyncio.run(main())
-"""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", whole, url),
-        cwd=Path(__file__).parents[2],
-        stdout=asyncio.subprocess.PIPE,
-    )
-    written, _ = await process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    return written.decode()
+    status, out, err = await forked.child("tests.store.mortal", url, program)
+    assert status == -signal.SIGKILL, err.decode()
+    return out.decode()
