@@ -23,6 +23,9 @@ from tests.service.queue_lab import ANN, EVE, MOST, Lab, a_lab
 
 pytest_plugins = ("tests.store.backends",)
 
+TABLES = True
+"""A new store is nothing that is tried here: see tests.store.backends."""
+
 TIMED_OUT = Outcome(124, Reason.TIMEOUT, "timed out after 1 s")
 KILLED = Outcome(137, Reason.KILLED, "killed by ann")
 

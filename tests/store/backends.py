@@ -3,6 +3,8 @@
 A test module names it as a plugin.
 """
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -27,14 +29,42 @@ def postgres() -> Iterator[Postgres]:
     running.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="session")
+def new_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a store that has nothing in it: for copies."""
+    folder = tmp_path_factory.mktemp("new") / "data"
+    asyncio.run(_make(f"sqlite+aiosqlite:///{folder}/store.db"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_postgres(postgres: Postgres) -> Iterator[str]:
+    """The database of a store that has nothing in it: for copies."""
+    with postgres.database() as name:
+        asyncio.run(_make(postgres.url(name)))
+        yield name
+
+
+async def _make(url: str) -> None:
+    await (await open_store(url, server="one")).aclose()
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Of an empty database, gone after the test."""
+    """Of a database that is gone after the test.
+
+    It is empty; where the test asks for `store`, or its module says so by TABLES, a store was
+    opened and closed there before.
+    """
+    made = "store" in request.fixturenames or getattr(request.module, "TABLES", False)
     if request.param == "sqlite":
+        if made:
+            shutil.copytree(request.getfixturevalue("new_sqlite"), tmp_path / "data")
         yield f"sqlite+aiosqlite:///{tmp_path}/data/store.db"
         return
     running: Postgres = request.getfixturevalue("postgres")
-    with running.database() as name:
+    template = request.getfixturevalue("new_postgres") if made else "template0"
+    with running.database(template) as name:
         yield running.url(name)
 
 

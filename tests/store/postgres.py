@@ -113,10 +113,10 @@ class Postgres:
         return f"postgresql+asyncpg://{ACCOUNT}:{word}@127.0.0.1:{self.port}/{database}"
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """The name of a new one."""
+    def database(self, template: str = "template0") -> Iterator[str]:
+        """The name of a new one: a copy of `template`, to which nobody is connected."""
         name = f"test_{secrets.token_hex(6)}"
-        self.sql(f"CREATE DATABASE {name} TEMPLATE template0")
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield name
         finally:

@@ -34,10 +34,12 @@ pytest_plugins = ("tests.store.backends",)
 
 
 @pytest.fixture
-def name(postgres: Postgres) -> Iterator[str]:
-    """Of an empty database."""
-    with postgres.database() as made:
-        yield made
+def name(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[str]:
+    """Of an empty database; where the test asks for `store`, one was opened and closed there."""
+    made = "store" in request.fixturenames
+    template = request.getfixturevalue("new_postgres") if made else "template0"
+    with postgres.database(template) as name:
+        yield name
 
 
 @pytest.fixture
