@@ -236,6 +236,18 @@ def deaf(conn: Any) -> None:
     conn.data_received = lambda data, datatype=None: None
 
 
+@contextlib.contextmanager
+def together(conn: Any) -> Iterator[None]:
+    """What the client sends in this block is written at its end, in one piece."""
+    pieces: list[bytes] = []
+    conn._send = pieces.append
+    try:
+        yield
+    finally:
+        del conn._send
+        conn._send(b"".join(pieces))
+
+
 class Wire:
     """A TCP relay to the service that can stop taking what the service sends."""
 
