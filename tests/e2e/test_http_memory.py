@@ -17,8 +17,8 @@ from tests.e2e.service_lab import PATIENCE
 
 pytestmark = pytest.mark.any_engine
 
-SOME = 300 << 20
-MUCH = 1 << 30
+SOME = 100 << 20
+MUCH = 300 << 20
 
 
 SETTINGS = {"CMDSVC_MAX_BODY": "2G"}
