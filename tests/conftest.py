@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -55,11 +56,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Files in which all is fast come first; in the others, what is fast."""
+    """Files in which all is fast come first, then those with most that is slow; in each, what is fast.
+
+    What is short is left for the end, when workers have no other file to go on with.
+    """
     yield
-    slow = {item.path for item in items if _is_slow(item)}
+    slow = Counter(item.path for item in items if _is_slow(item))
     # Behind pytest's own order, which is by what parameters share.
-    items.sort(key=lambda item: (item.path in slow, _is_slow(item)))
+    items.sort(key=lambda item: (item.path in slow, -slow[item.path], _is_slow(item)))
 
 
 def _is_slow(item: pytest.Item) -> bool:
