@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, MetaData, event, select, text
+from sqlalchemy import Engine, event, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cmdsvc.model import Delivery, Door, Hook, Run, Token
@@ -106,12 +106,10 @@ async def query(url: str, *statements: str) -> list[Any]:
 async def everything(url: str) -> dict[str, list[Any]]:
     """All rows of all tables, past the store."""
     engine = create_async_engine(url)
-    found = MetaData()
     async with engine.connect() as connection:
-        await connection.run_sync(found.reflect)
+        names = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
         rows = {
-            table.name: list(await connection.execute(select(table)))
-            for table in found.sorted_tables
+            name: list(await connection.execute(text(f'SELECT * FROM "{name}"'))) for name in names
         }
     await engine.dispose()
     return rows
