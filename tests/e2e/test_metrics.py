@@ -226,7 +226,7 @@ class TestWhatIsCounted:
         """60 names, paths, methods, arguments and statuses."""
 
         def one_each(number: int) -> None:
-            web.run(f"echo x; exit {number % 256}")
+            web.run(f"echo x; exit {number * 67 % 256}")
             web.client.request(f"M{number}", f"/p{number}/x", headers={f"x-{number}": "x"})
             web.run("", f"command{number}", query=f"a{number}=b&stream", headers=web.bearer("x"))
             web.client.post(f"/hook/a{number}/b/c")

@@ -75,7 +75,7 @@ async def test_a_run_takes_the_one_that_waits_and_another_takes_its_place(
     assert other.stub.group != one.stub.group
     look = await run(engine, invocation(recipe, "ls -A /tmp /cmd"))
     assert look == (Outcome(0), b"/cmd:\n\n/tmp:\n")
-    assert not engine._runs._jobs, "nothing is kept of a run that has ended"
+    await until(lambda: not engine._runs._jobs)  # nothing is kept of a run that has ended
 
 
 async def test_arguments_environment_script_and_limits_come_with_the_run(

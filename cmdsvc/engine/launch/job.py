@@ -166,9 +166,10 @@ class LaunchedJob(ABC):
         return outcome
 
     async def aclose(self) -> None:
+        """Where the launcher has told that all is dead, only the second call waits for the rest."""
         if self._closing is None:
             self._closing = self._spawn(self._end())
-            if self._status is not None:  # the launcher has told that all is dead
+            if self._status is not None:
                 return
         await asyncio.shield(self._closing)
 
