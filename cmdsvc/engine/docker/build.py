@@ -88,7 +88,7 @@ class Build:
                 timeout=_COMMIT_TIMEOUT,
             )
         finally:
-            await self._janitor.discard(container)
+            self._janitor.discard(container)
 
     async def _create(self, base: str, seconds: float, packages: str) -> str:
         body = {

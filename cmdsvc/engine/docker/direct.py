@@ -175,7 +175,7 @@ class Launched:
 
     async def aclose(self) -> None:
         """It is removed in the background."""
-        await self.janitor.discard(self.container, self.sock.close)
+        self.janitor.discard(self.container, self.sock.close)
 
 
 class DirectJob(LaunchedJob):

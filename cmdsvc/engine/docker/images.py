@@ -251,7 +251,7 @@ class Images:
         except tarfile.TarError:
             pass
         finally:
-            await self._janitor.discard(container)
+            self._janitor.discard(container)
         return b""
 
     async def pull(self, image: str, progress: Progress) -> None:

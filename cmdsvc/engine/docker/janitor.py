@@ -22,7 +22,7 @@ _CALM: Final = 0.05
 """Seconds before a removal: who is told of the run's end has the processor first."""
 
 _BACKLOG: Final = 64
-"""Removals outstanding before who hands in another one has to wait..."""
+"""Removals outstanding at which whoever asks for another container has to wait..."""
 
 _PATIENCE: Final = 10.0
 """...for at most this many seconds: a dead engine must not hold up callers."""
@@ -52,7 +52,14 @@ class Janitor:
         return task
 
     async def create(self, description: Mapping[str, Any]) -> str:
-        """Makes a container, which whoever asked discards in the end; here if cancelled meanwhile."""
+        """Makes a container, which whoever asked discards in the end; here if cancelled meanwhile.
+
+        It is not begun while too many wait to be removed.
+        """
+        if len(self._removals) >= _BACKLOG:
+            await asyncio.wait(
+                self._removals, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED
+            )
         making = self.spawn(self._api.call("POST", "/containers/create", body=description))
         try:
             made = await asyncio.shield(making)
@@ -61,7 +68,7 @@ class Janitor:
             raise
         return str(made["Id"])
 
-    async def discard(self, container: str, after: Callable[[], None] = lambda: None) -> None:
+    def discard(self, container: str, after: Callable[[], None] = lambda: None) -> None:
         """Has it killed and removed in the background.
 
         `after` is called when that was tried once, whatever became of it.
@@ -69,10 +76,6 @@ class Janitor:
         removal = self.spawn(self._remove(container, after))
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
-        if len(self._removals) > _BACKLOG:
-            await asyncio.wait(
-                self._removals, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED
-            )
 
     async def settle(self) -> None:
         """Waits, not for long, until what is under way is finished."""
@@ -93,7 +96,7 @@ class Janitor:
 
     async def _discard_made(self, making: asyncio.Task[Any]) -> None:
         with suppress(EngineError):
-            await self.discard((await making)["Id"])
+            self.discard((await making)["Id"])
 
     async def _remove(self, container: str, after: Callable[[], None]) -> None:
         try:

@@ -122,7 +122,7 @@ class DockerJob:
         finally:
             self._attached.close()
             self._closed(self)
-            await self._janitor.discard(self.container)
+            self._janitor.discard(self.container)
 
     async def _conclude(self) -> Outcome:
         if self._closing is not None and self._status is None:

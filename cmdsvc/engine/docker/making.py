@@ -82,7 +82,7 @@ class Making:
         try:
             return await start(container)
         except BaseException as error:
-            await self._janitor.discard(container)
+            self._janitor.discard(container)
             has_network = described["HostConfig"]["NetworkMode"] == self._bridge.name
             lost = has_network and isinstance(error, ApiError) and error.status == 404
             if not (again and lost):

@@ -51,7 +51,7 @@ class Prepared:
     async def aclose(self) -> None:
         """It is removed in the background."""
         self.attached.close()
-        await self.janitor.discard(self.container)
+        self.janitor.discard(self.container)
 
     async def _give(self, invocation: Invocation) -> Handed:
         try:
