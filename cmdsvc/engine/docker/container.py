@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -19,9 +20,9 @@ log = logging.getLogger(__name__)
 _KILL_TIMEOUT: Final = 10.0
 """Seconds: an engine that hangs must not hold up its callers."""
 
-_NOTED: Final = 2.0
-"""Seconds to wait for the container's end after the program's: until then the engine may not have
-noted yet that memory ran out (it took 10 to 40 ms)."""
+_NOTED: Final = 6.0
+"""Seconds in all to wait for the container's end after the program's: until then the engine may not
+have noted yet that memory ran out (it took 10 to 40 ms)."""
 
 _STATS_TIMEOUT: Final = 2.0
 """Seconds."""
@@ -70,12 +71,13 @@ class Container:
         Only meaningful where the program was killed: it is also said where only a process died that
         the program did not care for.
         """
-        with suppress(EngineError):  # what is left behind is not waited for
-            if not self.gone:
-                await self.call("kill", timeout=_NOTED, signal="KILL")
-            await self.call("wait", timeout=_NOTED)
-        with suppress(EngineError):
-            return bool((await self.state(timeout=_NOTED))["OOMKilled"])
+        with suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(_NOTED):
+                with suppress(EngineError):
+                    if not self.gone:  # what is left behind is not waited for
+                        await self.call("kill", signal="KILL")
+                    await self.call("wait")
+                return bool((await self.state())["OOMKilled"])
         return False
 
     async def usage(self) -> Usage | None:
