@@ -213,7 +213,7 @@ async def test_a_client_that_is_stopped(service: Service, sh: str, end: signal.S
 
 
 @pytest.mark.slow
-async def test_thousands_of_runs_over_one_connection(door: Service):
+async def test_hundreds_of_runs_over_one_connection(door: Service):
     """Memory, descriptors and threads are after 600 runs what they were after 200."""
     async with connected(door) as conn:
 

@@ -56,10 +56,10 @@ class Janitor:
 
         It is not begun while too many wait to be removed.
         """
-        if len(self._removals) >= _BACKLOG:
-            await asyncio.wait(
-                self._removals, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED
-            )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while len(self._removals) >= _BACKLOG:
+                    await asyncio.wait(self._removals, return_when=asyncio.FIRST_COMPLETED)
         making = self.spawn(self._api.call("POST", "/containers/create", body=description))
         try:
             made = await asyncio.shield(making)
